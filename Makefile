@@ -1,0 +1,45 @@
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab export notebooks readme clean
+
+help: ## show this table
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## run the short demonstration (maevit demo)
+	$(BIN)/maevit demo $(ARGS)
+
+test: $(INSTALLED) ## run all tests; options for pytest go in ARGS="..."
+	$(BIN)/python -m pytest -q --durations=10 tests $(ARGS)
+
+lab: $(INSTALLED) ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab nbs $(ARGS)
+
+export: $(INSTALLED) ## write the library, maevit_course/, from the notebooks
+	$(BIN)/nbdev_export
+
+# The second export is there because cleaning gives an id to cells that had none.
+notebooks: $(INSTALLED) ## run the notebooks in place (all, or ARGS="nbs/00_core.ipynb ..."), then export and readme
+	$(BIN)/nbdev_export
+	$(BIN)/python tools/notebooks.py render $(ARGS)
+	$(BIN)/nbdev_export
+	$(BIN)/python tools/notebooks.py readme
+
+readme: $(INSTALLED) ## write README.md from nbs/index.ipynb
+	$(BIN)/python tools/notebooks.py readme
+
+clean: ## delete caches and build leftovers (keeps .venv, data and runs)
+	rm -rf build dist _proc *.egg-info .pytest_cache .hypothesis
+	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
+
+# The stamp is written last, so an interrupted installation is simply taken up again.
+$(INSTALLED): settings.ini setup.py
+	@echo "Installing PyTorch, Jupyter and this project into .venv: several GB, a few minutes."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+	@echo "Installed."
