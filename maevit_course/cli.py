@@ -136,7 +136,7 @@ class Demo:
         few = train.few_labels(self.labels_per_class, self.seed)
         print(f"1/3 pre-training on {len(train):,} images without labels", flush=True)
         pretrain(train, replace(PRETRAIN_RECIPES["small"].with_epochs(self.epochs), seed=self.seed), self.out / "pretrain", self.run)
-        recipe = replace(FINETUNE_RECIPES["small"], seed=self.seed)
+        recipe = replace(FINETUNE_RECIPES["small"].with_epochs(200), seed=self.seed)  # few images make short epochs
         for n, (name, weights) in enumerate((("pretrained", self.out / "pretrain"), ("scratch", None)), 2):
             print(f"{n}/3 learning to classify from {len(few)} labelled images, {'pre-trained' if weights else 'from scratch'}", flush=True)
             finetune(few, test, recipe, self.out / name, weights, self.run)

@@ -158,7 +158,7 @@ def show_confusion(
     few = len(classes) <= 20
     share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
     figure, axis = plt.subplots(figsize=(5.2, 4.6))
-    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     axis.set(xlabel="predicted", ylabel="true")
     if few:
         axis.set_xticks(range(len(classes)), classes, rotation=60, ha="right")

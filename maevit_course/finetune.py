@@ -101,7 +101,7 @@ class FinetuneRecipe(Recipe):
 #: Recipes by name: the paper's, and one for few labels on two CPU cores.
 FINETUNE_RECIPES = {
     "paper": FinetuneRecipe(),
-    "small": FinetuneRecipe(epochs=60, warmup_epochs=6, batch_size=64, base_lr=4e-3, test_every=10, model=SMALL_MODEL),
+    "small": FinetuneRecipe(epochs=100, warmup_epochs=10, batch_size=64, base_lr=4e-3, test_every=10, model=SMALL_MODEL),
 }
 
 # %% ../nbs/12_finetune.ipynb #121ec84b

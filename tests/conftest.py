@@ -1,4 +1,26 @@
+import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / 'tools'))
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / 'tools'))
+
+
+@pytest.fixture(scope='session')
+def cifar10_file(tmp_path_factory):
+    "The real CIFAR-10 as an .npz, where a copy lies beside the project."
+    unpack = ROOT.parent / 'shared/cifar/unpack.py'
+    if not unpack.exists():
+        pytest.skip('no copy of CIFAR-10 beside the project')
+    file = tmp_path_factory.mktemp('cifar') / 'cifar10.npz'
+    subprocess.run([sys.executable, unpack, 'cifar10', file], check=True, capture_output=True)
+    return file
+
+
+@pytest.fixture(scope='session')
+def cifar10(cifar10_file):
+    "Its training images."
+    from maevit_course.data import load_data
+    return load_data(str(cifar10_file))[0]

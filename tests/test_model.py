@@ -1,0 +1,119 @@
+"""The model: sizes, costs, equivalences and what it may see, beyond what the lessons check."""
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from maevit_course.core import InputError, set_seed
+from maevit_course.decoder import MAE, ModelConfig
+from maevit_course.encoder import Encoder
+from maevit_course.finetune import Classifier
+from maevit_course.loss import reconstruction_loss
+from maevit_course.masking import random_masking
+from maevit_course.patches import patchify, unpatchify
+from maevit_course.transformer import TransformerLayer, fast_dropout
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_parameters_are_the_papers():
+    assert count(Encoder()) == 3_634_560
+    assert count(Classifier(Encoder(), 10)) == 3_636_490
+    assert count(MAE()) == 4_856_256
+
+
+def test_macs_are_0616_g_and_the_papers_026_g_leave_attention_out():
+    classifier = Classifier(Encoder(), 10).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        classifier(torch.zeros(1, 3, 36, 36))
+    macs = counter.get_total_flops() / 2
+    attention = 12 * (145 * 192 * 192 * 4 + 2 * 145 * 145 * 192)
+    assert macs == pytest.approx(0.616e9, rel=0.001)
+    assert macs - attention == pytest.approx(0.263e9, rel=0.002)
+
+
+@pytest.mark.parametrize('norm_first', [True, False])
+def test_stack_of_layers_equals_torch(norm_first):
+    "Three layers, against nn.TransformerEncoder with the same weights and dropout off."
+    set_seed(0)
+    ours = nn.Sequential(*[TransformerLayer(48, 3, norm_first=norm_first, dropout=0, attention_dropout=0) for _ in range(3)])
+    layer = nn.TransformerEncoderLayer(48, 3, 96, dropout=0.0, batch_first=True, norm_first=norm_first)
+    theirs = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    for a, b in zip(ours, theirs.layers):
+        for x, y in ((a.attention.out, b.self_attn.out_proj), (a.up, b.linear1), (a.down, b.linear2), (a.norm1, b.norm1), (a.norm2, b.norm2)):
+            y.load_state_dict(x.state_dict())
+        b.self_attn.in_proj_weight.data.copy_(a.attention.qkv.weight)
+        b.self_attn.in_proj_bias.data.copy_(a.attention.qkv.bias)
+    x = torch.randn(4, 10, 48)
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('sizes', [{}, {'image_size': 32, 'patch_size': 4, 'width': 48, 'decoder_width': 24, 'decoder_heads': 2, 'norm_first': False}])
+def test_a_masked_pixel_changes_nothing(sizes):
+    mae = MAE(**sizes).eval()
+    c = mae.config
+    images, noise = torch.randn(2, 3, c.image_size, c.image_size), torch.rand(2, c.n_patches)
+    with torch.no_grad():
+        prediction, target, masked = mae(images, noise=noise)
+        absurd = unpatchify(torch.where(masked[..., None], torch.tensor(1e9), target), c.patch_size)
+        assert torch.equal(mae(absurd, noise=noise)[0], prediction)
+
+
+def test_masking_round_trip():
+    patches = torch.randn(5, 144, 27)
+    keep, masked = random_masking(5, 144)
+    index = keep[..., None].expand(-1, -1, 27)
+    back = torch.zeros_like(patches).scatter(1, index, patches.gather(1, index))
+    assert torch.equal(back, patches * ~masked[..., None])
+
+
+def test_loss_at_the_start_on_uniform_noise():
+    "1.1 · (E[x²] + 1/3), where E[x²] = 1/3 for pixels uniform in -1..1; over several initialisations."
+    losses = []
+    for seed in range(12):
+        set_seed(seed)
+        images = torch.rand(16, 3, 36, 36) * 2 - 1
+        with torch.no_grad():
+            losses.append(reconstruction_loss(*MAE().eval()(images))['loss'])
+    losses = torch.stack(losses)
+    assert abs(losses.mean() - 1.1 * 2 / 3) < 4 * losses.std() / len(losses) ** 0.5
+
+
+def test_loss_at_the_start_on_cifar(cifar10):
+    "The paper's Figure 3 begins at 0.63; 0.6285 is expected after its crop."
+    from maevit_course.augment import RandomResizedCropFlip
+    from maevit_course.data import normalize
+    losses = []
+    for seed in range(16):
+        set_seed(seed)
+        images = normalize(RandomResizedCropFlip(36)(cifar10.images[seed * 128:(seed + 1) * 128]))
+        with torch.no_grad():
+            losses.append(reconstruction_loss(*MAE().eval()(images))['loss'])
+    losses = torch.stack(losses)
+    assert abs(losses.mean() - 0.6285) < 4 * losses.std() / len(losses) ** 0.5
+    assert 0.57 < losses.mean() < 0.69
+
+
+def test_fast_dropout_is_dropout():
+    "Unbiased, of the right rate, its own draw each time, and its gradient is its mask."
+    x = torch.ones(1_000_003, requires_grad=True)
+    y = fast_dropout(x, 0.25)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    assert y.detach().unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
+    assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=0.0022)
+    assert not torch.equal(fast_dropout(x, 0.25), y)
+
+
+@pytest.mark.parametrize('wrong, word', [({'patch_size': 5}, 'patch_size 5'), ({'heads': 5}, 'heads 5'), ({'depth': 0}, 'depth'), ({'dropout': 1.0}, 'dropout')])
+def test_impossible_sizes_are_named(wrong, word):
+    with pytest.raises(InputError, match=word):
+        ModelConfig(**wrong)
+
+
+def test_patches_of_every_size_come_back():
+    for side, patch in ((36, 3), (32, 4), (8, 8), (6, 1)):
+        images = torch.randn(2, 3, side, side)
+        assert torch.equal(unpatchify(patchify(images, patch), patch), images)
