@@ -40,6 +40,6 @@ clean: ## delete caches and build leftovers (keeps .venv, data and runs)
 $(INSTALLED): settings.ini setup.py
 	@echo "Installing PyTorch, Jupyter and this project into .venv: several GB, a few minutes."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 	@echo "Installed."
