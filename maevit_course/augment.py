@@ -103,7 +103,7 @@ def magnitude_of(
     level: int | None,  # its bin, 0..9
     size: int,  # side of the images in pixels
 ) -> float:
-    "What a bin means: radians' tangent for shears, pixels, degrees, factors, bits or a threshold."
+    "What a bin means: slope of a shear, pixels, degrees, change of a factor, bits or a threshold."
     if level is None:
         return 0.0
     largest = {"ShearX": 0.3, "ShearY": 0.3, "Rotate": 30.0, "TranslateX": 150 / 331 * size, "TranslateY": 150 / 331 * size}

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from .augment import AutoAugmentBatch, RandomResizedCropFlip
-from .core import InputError, set_seed
+from .core import InputError, keep_freed_memory, set_seed
 from .data import ImageData
 from .decoder import MAE, build_encoder
 from .finetune import Classifier, FinetuneRecipe, classification_loss
 from .loss import reconstruction_loss
 from .pretrain import PRETRAIN_RECIPES, PretrainRecipe
 from .schedules import decay_groups, layer_decay_groups, scaled_lr
-from .training import Recipe, epoch_batches, train_step
+from .training import Recipe, compiled, epoch_batches, train_step
 
 # %% ../nbs/17_speed.ipynb #7eff3d24
 def recipe_step(
@@ -31,6 +31,8 @@ def recipe_step(
 ) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:  # (images (B, 3, S, S) normalised, labels (B,)) → losses
     "One training step of a recipe on a fresh model, by the training loop's own code."
     set_seed(recipe.seed, "weights")
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     if isinstance(recipe, PretrainRecipe):
         model = MAE(recipe.model).to(device).train()
         groups = decay_groups(model, recipe.weight_decay)
@@ -38,6 +40,8 @@ def recipe_step(
     else:
         model = Classifier(build_encoder(recipe.model), n_classes, recipe.model.patch_size).to(device).train()
         groups, loss_fn = layer_decay_groups(model, recipe.layer_decay, recipe.weight_decay), classification_loss
+    if recipe.compile and torch.device(device).type == "cuda":
+        loss_fn = compiled(loss_fn)
     lr = scaled_lr(recipe.base_lr, recipe.batch_size)
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=recipe.betas, fused=True)
     return lambda images, labels: train_step(model, loss_fn, optimizer, images, labels, lr, recipe.precision)

@@ -28,7 +28,8 @@ from .evaluate import (cards_html, duration, evaluate, figure_html, page_html, r
                                     show_reconstructions)
 from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune
 from .pretrain import PRETRAIN_RECIPES, PretrainRecipe, load_mae, pretrain
-from .training import Diverged, RunOptions, RunStopped
+from .runs import Diverged, RunStopped
+from .training import RunOptions
 
 # %% ../nbs/22_cli.ipynb #24a1080f
 @dataclass(frozen=True)
@@ -181,9 +182,10 @@ def defaults_for(
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--recipe")
     early.add_argument("--epochs")
-    given, _ = early.parse_known_args(words)
-    settings = recipes.get(given.recipe or "paper", recipes["paper"])
-    with contextlib.suppress(ValueError, TypeError):
+    settings = recipes["paper"]
+    with contextlib.suppress(argparse.ArgumentError, ValueError, TypeError, KeyError):  # tyro will say what is wrong
+        given, _ = early.parse_known_args(words)
+        settings = recipes[given.recipe or "paper"]
         settings = settings.with_epochs(int(given.epochs)) if int(given.epochs) > 0 else settings
     return COMMANDS[name](settings=settings)
 
@@ -234,7 +236,8 @@ def main(
         parse(words or ["--help"])()
     except (InputError, Diverged, RunStopped) as error:
         kind = {InputError: 2, Diverged: 1, RunStopped: 130}
-        print(f"maevit: {error}" + (" (add --resume)" if isinstance(error, RunStopped) else ""), file=sys.stderr)
+        more = "; the same command with --resume goes on" if isinstance(error, RunStopped) else ""
+        print(f"maevit: {error}{more}", file=sys.stderr)
         return next(code for cls, code in kind.items() if isinstance(error, cls))
     return 0
 

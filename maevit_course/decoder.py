@@ -60,7 +60,8 @@ class Decoder(nn.Module):
         z: Tensor,  # (B, K+1, encoder width)
         keep: Tensor,  # (B, K) int64
     ) -> Tensor:  # (B, N, P)
-        x = self.assemble(self.adapt(z), keep) + self.positions
+        z = self.adapt(z)
+        x = self.assemble(z, keep) + self.positions.to(z.dtype)
         for layer in self.layers:
             x = layer(x)
         return self.head(self.norm(x[:, :-1]))

@@ -27,7 +27,7 @@ from .finetune import accuracy, at_size, load_classifier, predict
 from .loss import reconstruction_loss
 from .patches import patchify, unpatchify
 from .pretrain import load_mae
-from .training import read_weights
+from .runs import read_weights
 
 # %% ../nbs/13_evaluate.ipynb #1faf69f2
 @torch.no_grad()
@@ -126,7 +126,7 @@ def linear_probe(
     mean, std = train_x.mean(0), train_x.std(0) + 1e-6
     train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
     head = nn.Linear(train_x.shape[1], int(train_y.max()) + 1).to(train_x.device)
-    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.weight), nn.init.zeros_(head.bias)
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -169,7 +169,7 @@ def show_confusion(
     figure.tight_layout()
     return figure
 
-# %% ../nbs/13_evaluate.ipynb #35490342
+# %% ../nbs/13_evaluate.ipynb #e7221a43
 def evaluate(
     weights: str | Path,  # a weights file, or the folder of a run
     train: ImageData,  # what the probes of a pre-trained encoder learn from; not used for a classifier
@@ -180,8 +180,9 @@ def evaluate(
     _, about = read_weights(weights)
     if about["kind"] == "classifier":
         classifier, config, classes = load_classifier(weights)
-        if len(classes) != len(test.classes):
-            raise InputError(f"{str(weights)!r} knows {len(classes)} classes, but {test.name!r} has {len(test.classes)}: give the data it was trained on")
+        if classes != test.classes:
+            raise InputError(f"{str(weights)!r} knows other classes ({', '.join(classes[:3])}, …) than {test.name!r} has ({', '.join(test.classes[:3])}, …): "
+                             f"give the data it was trained on")
         logits = predict(classifier.to(device), test, config.image_size, precision="fp32")
         return {"accuracy": accuracy(logits, test.labels), "cross_entropy": F.cross_entropy(logits, test.labels.to(device)).item()}
     mae = load_mae(weights).to(device)
@@ -192,7 +193,7 @@ def evaluate(
         results[f"linear_probe_{pool}"] = linear_probe(a, train.labels, b, test.labels)
     return results
 
-# %% ../nbs/13_evaluate.ipynb #7ef07505
+# %% ../nbs/13_evaluate.ipynb #9ee5302d
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd }
@@ -236,7 +237,7 @@ def page_html(title: str, subtitle: str, *parts: str) -> str:
             f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>"
             f'<p class="quiet">{html.escape(subtitle)}</p>{"".join(parts)}</html>')
 
-# %% ../nbs/13_evaluate.ipynb #9ee5302d
+# %% ../nbs/13_evaluate.ipynb #a5a420e6
 def read_run(
     out: str | Path,
 ) -> tuple[dict, list[dict], dict]:  # config, history, environment
@@ -273,7 +274,7 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
-# %% ../nbs/13_evaluate.ipynb #a5a420e6
+# %% ../nbs/13_evaluate.ipynb #51ef6ae4
 def report(
     out: str | Path,  # folder of a finished run
     test: ImageData,  # test images, for the gallery or the confusion matrix

@@ -20,9 +20,10 @@ from .data import ImageData, normalize
 from .decoder import ModelConfig, build_encoder
 from .encoder import Encoder
 from .patches import patchify
-from .pretrain import SMALL_MODEL, describe
+from .pretrain import SMALL_MODEL, describe, fingerprint
+from .runs import Run, read_weights, save_weights
 from .schedules import layer_decay_groups
-from .training import Recipe, Run, RunOptions, autocast, fit, read_weights, save_weights
+from .training import Recipe, RunOptions, autocast, fit
 
 # %% ../nbs/12_finetune.ipynb #dc0c6475
 class Classifier(nn.Module):
@@ -96,6 +97,7 @@ class FinetuneRecipe(Recipe):
         super().__post_init__()
         if not 0 < self.layer_decay <= 1 or self.test_every < 1:
             raise InputError(f"layer_decay ({self.layer_decay}) must be above 0 and at most 1, test_every ({self.test_every}) at least 1")
+        RandomResizedCropFlip(self.model.image_size, self.crop_scale)  # raises InputError for an impossible scale
 
 
 #: Recipes by name: the paper's, and one for few labels on two CPU cores.
@@ -118,7 +120,7 @@ def finetune(
         tensors, about = read_weights(weights, "mae")
         recipe = replace(recipe, model=ModelConfig(**about["model"]))
     size = recipe.model.image_size
-    config = {"phase": "finetune", "recipe": asdict(recipe), "data": describe(train), "weights": str(weights) if weights else None}
+    config = {"phase": "finetune", "recipe": asdict(recipe), "data": describe(train), "weights": fingerprint(tensors.values()) if weights else None}
     run = Run(out, config, options.resume)
     set_seed(recipe.seed, "weights")
     classifier = Classifier(build_encoder(recipe.model), len(train.classes), recipe.model.patch_size)

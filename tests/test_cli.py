@@ -90,7 +90,7 @@ def test_bench_prints_numbers(capsys):
 
 
 def test_weights_know_their_recipe_and_the_checkpoint_holds_only_plain_values(pretrained):
-    from maevit_course.training import read_weights
+    from maevit_course.runs import read_weights
     _, about = read_weights(pretrained, 'mae')
     assert about['recipe']['epochs'] == 6 and about['model']['patch_size'] == 4
     state = torch.load(pretrained / 'checkpoint.pt', weights_only=True)
@@ -153,3 +153,29 @@ def test_a_folder_of_any_mode_becomes_rgb(mode, tmp_path):
     train, test = load_data(str(tmp_path))
     assert train.images.shape == test.images.shape == (2, 3, 64, 64)
     assert (train.images[..., 4:60, 4:20].float().mean() < 30) and (train.images[..., 4:60, 44:60].float().mean() > 220)
+
+
+def test_a_mistake_does_not_use_up_the_folder(tmp_path):
+    words = ['pretrain', '--data', 'shapes', '--limit', '100', '--recipe', 'small', '--epochs', '1', '--out', str(tmp_path / 'run')]
+    assert main(words) == 2  # fewer images than a batch
+    assert main([*words, '--batch-size', '50']) == 0
+
+
+def test_a_limit_takes_images_of_every_class(tmp_path):
+    images, labels = np.zeros((400, 8, 8), np.uint8), np.arange(400) // 40
+    np.savez(tmp_path / 'sorted.npz', train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    train, _ = load_data(str(tmp_path / 'sorted.npz'), limit=100)
+    assert len(train) == 100 and len(train.labels.unique()) == 10
+
+
+@pytest.mark.parametrize('text, kind', [('labels', 'train_labels'), ('short', 'labels'), ('float', 'uint8'), ('zip', 'npz')])
+def test_a_wrong_npz_is_explained(text, kind, tmp_path, capsys):
+    images, labels = np.zeros((8, 8, 8), np.uint8), np.arange(8) % 2
+    good = dict(train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    change = {'labels': {'train_labels': np.array(['a'] * 8)}, 'short': {'test_labels': labels[:3]}, 'float': {'train_images': images / 2}, 'zip': {}}
+    np.savez(tmp_path / 'x.npz', **(good | change[text]))
+    if text == 'zip':
+        (tmp_path / 'x.npz').write_bytes((tmp_path / 'x.npz').read_bytes()[:200])
+    assert main(['pretrain', '--data', str(tmp_path / 'x.npz'), '--out', str(tmp_path / 'run')]) == 2
+    error = capsys.readouterr().err
+    assert kind in error and error.count('\n') == 1
