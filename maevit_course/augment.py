@@ -88,7 +88,8 @@ def crop_resize_flip(
     rows = resize_matrix(top, h, images.shape[2], size)  # (B, size, H)
     columns = resize_matrix(left, w, images.shape[3], size)  # (B, size, W)
     columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
-    return rows[:, None] @ (images.float() @ columns[:, None].mT)
+    wide = (images.float().flatten(1, 2) @ columns.mT).unflatten(1, images.shape[1:3])  # (B, C, H, size)
+    return rows[:, None] @ wide
 
 # %% ../nbs/02_augment.ipynb #d05721a9
 #: The 25 sub-policies, each two triples (operation, probability, magnitude bin or None).
@@ -155,16 +156,23 @@ class AutoAugmentBatch:
         "The operations for given random numbers."
         out = images.clone()
         for stage in (0, 1):
-            groups: dict[tuple[str, float], list[int]] = {}
-            for i, (p, c, s) in enumerate(zip(policy.tolist(), chance[:, stage].tolist(), sign[:, stage].tolist())):
-                name, probability, level = CIFAR10_POLICIES[p][stage]
-                if c <= probability:
-                    magnitude = magnitude_of(name, level, images.shape[-1])
-                    groups.setdefault((name, -magnitude if name in SIGNED and s == 0 else magnitude), []).append(i)
-            for (name, magnitude), members in groups.items():
-                index = torch.tensor(members).to(images.device, non_blocking=True)
-                out[index] = apply_operation(out[index], name, magnitude)
+            probability = torch.tensor([pair[stage][1] for pair in CIFAR10_POLICIES])
+            drawn = torch.where(chance[:, stage] <= probability[policy], 2 * policy + sign[:, stage], -1)
+            for (name, magnitude), members in self.groups(stage, images.shape[-1]).items():
+                index = torch.isin(drawn, torch.tensor(members)).nonzero().squeeze(1).to(images.device, non_blocking=True)
+                if len(index):
+                    out[index] = apply_operation(out[index], name, magnitude)
         return out
+
+    def groups(self, stage: int, size: int) -> dict[tuple[str, float], list[int]]:  # the values of 2 · sub-policy + sign
+        "Which draws lead to the same operation and magnitude."
+        groups: dict[tuple[str, float], list[int]] = {}
+        for policy, pair in enumerate(CIFAR10_POLICIES):
+            name, _, level = pair[stage]
+            magnitude = magnitude_of(name, level, size)
+            for sign in (0, 1):
+                groups.setdefault((name, -magnitude if name in SIGNED and sign == 0 else magnitude), []).append(2 * policy + sign)
+        return groups
 
     def __call__(
         self,

@@ -54,7 +54,7 @@ def paper_step(
     step = recipe_step(PRETRAIN_RECIPES["paper"], device)
     return lambda images: step(images, None)["loss"]
 
-# %% ../nbs/17_speed.ipynb #dabd94fb
+# %% ../nbs/17_speed.ipynb #80267259
 def images_per_second(
     work: Callable[[], int],  # does something and says for how many images
     device: torch.device,

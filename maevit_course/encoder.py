@@ -59,9 +59,10 @@ class Encoder(nn.Module):
             raise InputError(f"the encoder was built for {n} patches of {pixels} numbers, not {tuple(patches.shape[1:])}: "
                              f"check image size and patch size")
         tokens = self.embed(patches if keep is None else take(patches, keep))  # (B, K, D)
-        positions = self.positions.to(tokens.dtype)  # under autocast the tokens stay bf16 from here on: half the memory traffic
-        tokens = tokens + (positions[:-1] if keep is None else nn.functional.embedding(keep, positions))
-        x = torch.cat([tokens, positions[-1].expand(len(tokens), 1, -1)], dim=1)  # (B, K+1, D)
+        positions = self.positions[:-1] if keep is None else nn.functional.embedding(keep, self.positions)
+        tokens = tokens + positions.to(tokens.dtype)  # under autocast all stays bf16 from here on: half the memory traffic
+        dummy = self.positions[-1].to(tokens.dtype).expand(len(tokens), 1, -1)
+        x = torch.cat([tokens, dummy], dim=1)  # (B, K+1, D)
         for layer in self.layers:
             x = layer(x)
         return self.project(self.norm(x))

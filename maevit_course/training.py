@@ -7,6 +7,7 @@ __all__ = ['LossFn', 'BLOCK', 'Recipe', 'has_bf16', 'autocast', 'compiled', 'epo
            'Trainer', 'fit', 'train_epoch']
 
 # %% ../nbs/10_training.ipynb #cb5f0adf
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -176,19 +177,24 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.epoch, self.step, self.began = state["epoch"], state["step"], self.began - state["seconds"]
-            self.losses = {name: list(values) for name, values in state["losses"].items()}
+            self.losses = {name: list(values.to(next(model.parameters()).device)) for name, values in state["losses"].items()}
 
     def means(self) -> dict[str, float]:
         "Mean losses of this epoch so far. Raises `Diverged` if one is not finite."
-        means = {name: torch.stack([v.cpu() for v in values]).mean().item() for name, values in self.losses.items()}
-        if not all(value == value and abs(value) < float("inf") for value in means.values()):
-            raise Diverged(f"the loss is not finite in epoch {self.epoch + 1}, step {self.step} (learning rate {self.last_lr:.2e}): "
-                           f"start again in another folder with a lower base_lr or a longer warm-up")
+        means = {name: torch.stack(values).mean().item() for name, values in self.losses.items()}
+        if not all(map(math.isfinite, means.values())):
+            self.diverged("loss")
         return means
+
+    def diverged(self, what: str) -> None:
+        raise Diverged(f"the {what} is not finite in epoch {self.epoch + 1}, step {self.step} (learning rate {self.last_lr:.2e}): "
+                       f"start again in another folder with a lower base_lr or a longer warm-up")
 
     def save(self) -> None:
         self.means()  # never let a broken state replace a good one
-        losses = {name: torch.stack([v.cpu() for v in values]) for name, values in self.losses.items()}
+        if not all(p.isfinite().all() for p in self.model.parameters()):
+            self.diverged("model")
+        losses = {name: torch.stack(values).cpu() for name, values in self.losses.items()}
         self.run.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch,
                        "step": self.step, "seconds": time.monotonic() - self.began, "losses": losses})
         self.saved_at = time.monotonic()

@@ -72,6 +72,13 @@ def test_committed_outputs(path):
     assert outputs or not runs, 'run `make notebooks`'
 
 
+def test_links_between_notebooks_lead_somewhere():
+    link = re.compile(r'\]\((?!https?:)([^)#]+)')
+    broken = [f'{path.name}: {target}' for path in find_notebooks() for cell in nbformat.read(path, as_version=4).cells
+              if cell.cell_type == 'markdown' for target in link.findall(cell.source) if not (path.parent / target).exists()]
+    assert not broken
+
+
 def test_no_paths_of_one_machine():
     git = subprocess.run(['git', '-c', 'safe.directory=*', 'ls-files', '-z'], cwd=ROOT,
                          capture_output=True, text=True)

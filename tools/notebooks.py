@@ -88,6 +88,7 @@ def make_readme():
     "The text of README.md, and its images as a dictionary from relative path to bytes."
     nb = nbformat.read(ROOT / 'nbs/index.ipynb', as_version=4)
     nb.cells = [c for c in nb.cells if 'hide' not in directives(c)]
+    alts = re.findall(r'^#\| fig-alt: (.*)', '\n'.join(c.source for c in nb.cells), re.MULTILINE)
     for cell in nb.cells:
         if 'echo:false' in directives(cell): cell.metadata['transient'] = {'remove_source': True}
         if cell.cell_type == 'code': cell.source = DIRECTIVE.sub('', cell.source)
@@ -95,6 +96,7 @@ def make_readme():
     nb.metadata['language_info'] = {'name': 'python'}
     text, resources = MarkdownExporter().from_notebook_node(
         nb, resources={'unique_key': 'index', 'output_files_dir': 'images'})
+    for alt in alts: text = text.replace('![png](', f'![{alt}](', 1)
     return text.strip() + '\n', resources['outputs']
 
 

@@ -1,0 +1,94 @@
+"""Each fast form against its plain form: same function, same gradients, same distribution."""
+import shutil
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from maevit_course import transformer
+from maevit_course.bench import paper_step
+from maevit_course.core import set_seed
+from maevit_course.decoder import MAE
+from maevit_course.loss import reconstruction_loss
+from maevit_course.training import autocast, compiled
+
+TINY = dict(image_size=12, width=48, depth=2, decoder_width=48, decoder_depth=1)
+
+
+def loss_and_gradient(mae, images, noise, precision='fp32', loss_fn=None):
+    mae.zero_grad()
+    with autocast(torch.device('cpu'), precision):
+        loss = (loss_fn or (lambda m, x, _: reconstruction_loss(*m(x, noise=noise))))(mae, images, None)['loss']
+    loss.backward()
+    return loss.detach(), torch.cat([p.grad.flatten() for p in mae.parameters()])
+
+
+def test_attention_and_its_gradient_equal_the_fused_kernel():
+    q, k, v = torch.randn(3, 2, 3, 7, 16, requires_grad=True).unbind(0)
+    for ours, theirs in zip(torch.autograd.grad(transformer.attend(q, k, v).square().sum(), (q, k, v)),
+                            torch.autograd.grad(F.scaled_dot_product_attention(q, k, v).square().sum(), (q, k, v))):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_add_dropout_is_x_plus_dropout_with_its_gradient():
+    x, y = torch.randn(2, 50, 40, dtype=torch.float64, requires_grad=True).unbind(0)
+    set_seed(0)
+    mask = transformer.keep_mask(y.detach(), 0.3) / 0.7
+    set_seed(0)
+    out = transformer.add_dropout(x, y, 0.3)
+    torch.testing.assert_close(out, x + y * mask)
+    grad_x, grad_y = torch.autograd.grad((out * 3).sum(), (x, y))
+    torch.testing.assert_close(grad_x, torch.full_like(x, 3))
+    torch.testing.assert_close(grad_y, 3 * mask)
+
+
+@pytest.mark.parametrize('p', [0.1, 0.5])
+def test_dropout_masks_are_independent_draws_of_the_right_rate(p):
+    masks = torch.stack([transformer.keep_mask(torch.empty(200_000), p) for _ in range(5)])
+    n = masks.numel()
+    assert abs(masks.mean() - (1 - p)) < 5 * (p * (1 - p) / n) ** 0.5 + 1e-5
+    assert abs(round(p * 65536) / 65536 - p) < 1e-5  # what is aimed at
+    centred = (masks - (1 - p)) / (p * (1 - p)) ** 0.5
+    assert (centred[0] * centred[1]).mean().abs() < 5 / 200_000 ** 0.5
+    for shift in range(1, 9):
+        assert (centred[:, shift:] * centred[:, :-shift]).mean().abs() < 5 / n ** 0.5
+
+
+def test_without_dropout_the_fast_form_equals_the_plain_form(monkeypatch):
+    "Loss and every gradient of the whole model, fast CPU form against PyTorch's attention and dropout."
+    mae = MAE(**TINY, dropout=0.0, attention_dropout=0.0)
+    images, noise = torch.randn(4, 3, 12, 12), torch.rand(4, 16)
+    fast = loss_and_gradient(mae, images, noise)
+    monkeypatch.setattr(transformer, 'attend', lambda q, k, v, p=0.0: F.scaled_dot_product_attention(q, k, v, dropout_p=p))
+    monkeypatch.setattr(transformer, 'add_dropout', lambda x, y, p: x + F.dropout(y, p))
+    plain = loss_and_gradient(mae, images, noise)
+    torch.testing.assert_close(fast[0], plain[0])
+    torch.testing.assert_close(fast[1], plain[1], atol=1e-6, rtol=1e-4)
+
+
+def test_bf16_step_is_close_to_float32():
+    set_seed(0)
+    mae = MAE(dropout=0.0, attention_dropout=0.0)
+    images, noise = torch.randn(8, 3, 36, 36), torch.rand(8, 144)
+    loss, gradient = loss_and_gradient(mae, images, noise)
+    loss16, gradient16 = loss_and_gradient(mae, images, noise, 'bf16')
+    assert abs(loss16 - loss) < 0.01 * loss
+    assert F.cosine_similarity(gradient, gradient16, dim=0) > 0.995
+
+
+@pytest.mark.skipif(not shutil.which('g++'), reason='no C++ compiler')
+def test_compiled_step_equals_the_plain_one():
+    mae = MAE(**TINY, dropout=0.0, attention_dropout=0.0)
+    images, noise = torch.randn(4, 3, 12, 12), torch.rand(4, 16)
+    plain_fn = lambda m, x, _: reconstruction_loss(*m(x, noise=noise))
+    plain = loss_and_gradient(mae, images, noise, loss_fn=plain_fn)
+    fused = loss_and_gradient(mae, images, noise, loss_fn=compiled(plain_fn))
+    torch.testing.assert_close(fused[0], plain[0])
+    torch.testing.assert_close(fused[1], plain[1], atol=1e-6, rtol=1e-4)
+
+
+def test_paper_step_learns():
+    set_seed(0)
+    step, images = paper_step('cpu'), torch.rand(4, 3, 36, 36)
+    losses = [step(images).item() for _ in range(12)]
+    assert losses[-1] < 0.8 * losses[0]
