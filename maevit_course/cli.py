@@ -80,7 +80,7 @@ class Finetune:
         path = report(self.out, test, pick_device(self.run.device))
         print(f"test accuracy: {100 * read_run(self.out)[1][-1]['test_accuracy']:.2f} %\nweights: {self.out / 'model.safetensors'}\nreport:  {path}")
 
-
+# %% ../nbs/22_cli.ipynb #c22b1bda
 @dataclass(frozen=True)
 class Evaluate:
     "Measure weights on test images: accuracy of a classifier; loss, k-NN and linear probe of a pre-trained model."
@@ -124,7 +124,7 @@ def print_results(results: dict[str, float], as_json: bool) -> None:
     for name, value in results.items():
         print(f"{name:20s} {value:,.0f}" if value > 100 else f"{name:20s} {value:.4f}")
 
-# %% ../nbs/22_cli.ipynb #de575e3f
+# %% ../nbs/22_cli.ipynb #c4986833
 @dataclass(frozen=True)
 class Demo:
     "Show in a few minutes what pre-training is worth: the same few labels, with it and without it."
@@ -150,7 +150,7 @@ class Demo:
         print(f"\ntest accuracy with {self.labels_per_class} labels a class:  pre-trained {accuracy['pretrained']:.1f} %   from scratch {accuracy['scratch']:.1f} %"
               f"\nreport: {path}")
 
-# %% ../nbs/22_cli.ipynb #c4986833
+# %% ../nbs/22_cli.ipynb #6779212a
 def demo_report(out: Path, test) -> tuple[dict[str, float], Path]:  # accuracies in %, path of the page
     "The demonstration's page: what the model imagines, and the two classifiers side by side."
     runs = {name: read_run(out / name) for name in ("pretrain", "pretrained", "scratch")}
@@ -170,7 +170,7 @@ def demo_report(out: Path, test) -> tuple[dict[str, float], Path]:  # accuracies
     (out / "report.html").write_text(page, encoding="utf-8")
     return accuracy, out / "report.html"
 
-# %% ../nbs/22_cli.ipynb #e21b377b
+# %% ../nbs/22_cli.ipynb #deefc783
 COMMANDS = {"demo": Demo, "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "bench": Bench}
 
 
@@ -204,7 +204,7 @@ def one_line(
     similar = re.search(r"similar|meant", advice) and re.search(r"--[\w-]+", advice)
     return message + (f" Did you mean {similar[0]}?" if similar else "")
 
-# %% ../nbs/22_cli.ipynb #deefc783
+# %% ../nbs/22_cli.ipynb #fbd1df6e
 def parse(
     words: list[str],
 ):  # a command, ready to be called
