@@ -114,7 +114,7 @@ def magnitude_of(
         return 255 * float(torch.linspace(1, 0, 10)[level])
     return float(torch.linspace(0, largest.get(name, 0.9), 10)[level])  # in float32, as torchvision computes them
 
-
+# %% ../nbs/02_augment.ipynb #dc5d4d31
 def apply_operation(
     images: Tensor,  # (B, 3, H, W) uint8
     name: str,  # the operation
@@ -141,7 +141,7 @@ def apply_operation(
         case "Invert": return TF.invert(images)
     raise InputError(f"unknown operation {name!r}")
 
-# %% ../nbs/02_augment.ipynb #8ebcb3fe
+# %% ../nbs/02_augment.ipynb #4378d92d
 class AutoAugmentBatch:
     "AutoAugment with the policy for CIFAR-10 (Section 3.3) on a batch: images are grouped by operation and magnitude."
 

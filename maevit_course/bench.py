@@ -71,7 +71,7 @@ def images_per_second(
         end = end or time.perf_counter() + seconds
     return statistics.median(rates)
 
-
+# %% ../nbs/17_speed.ipynb #b7da0f1c
 def bench(
     data: ImageData,
     recipe: Recipe,

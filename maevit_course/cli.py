@@ -94,7 +94,7 @@ class Evaluate:
         results = evaluate(self.weights, *self.data.load(), pick_device(self.device))
         print_results(results, self.json)
 
-
+# %% ../nbs/22_cli.ipynb #de575e3f
 @dataclass(frozen=True)
 class Bench:
     "Time the data alone, a model step alone and the whole training, in images per second."
@@ -124,7 +124,7 @@ def print_results(results: dict[str, float], as_json: bool) -> None:
     for name, value in results.items():
         print(f"{name:20s} {value:,.0f}" if value > 100 else f"{name:20s} {value:.4f}")
 
-# %% ../nbs/22_cli.ipynb #c4986833
+# %% ../nbs/22_cli.ipynb #6779212a
 @dataclass(frozen=True)
 class Demo:
     "Show in a few minutes what pre-training is worth: the same few labels, with it and without it."
@@ -150,7 +150,7 @@ class Demo:
         print(f"\ntest accuracy with {self.labels_per_class} labels a class:  pre-trained {accuracy['pretrained']:.1f} %   from scratch {accuracy['scratch']:.1f} %"
               f"\nreport: {path}")
 
-# %% ../nbs/22_cli.ipynb #6779212a
+# %% ../nbs/22_cli.ipynb #e21b377b
 def demo_report(out: Path, test) -> tuple[dict[str, float], Path]:  # accuracies in %, path of the page
     "The demonstration's page: what the model imagines, and the two classifiers side by side."
     runs = {name: read_run(out / name) for name in ("pretrain", "pretrained", "scratch")}
@@ -170,7 +170,7 @@ def demo_report(out: Path, test) -> tuple[dict[str, float], Path]:  # accuracies
     (out / "report.html").write_text(page, encoding="utf-8")
     return accuracy, out / "report.html"
 
-# %% ../nbs/22_cli.ipynb #deefc783
+# %% ../nbs/22_cli.ipynb #fbd1df6e
 COMMANDS = {"demo": Demo, "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "bench": Bench}
 
 
@@ -204,7 +204,7 @@ def one_line(
     similar = re.search(r"similar|meant", advice) and re.search(r"--[\w-]+", advice)
     return message + (f" Did you mean {similar[0]}?" if similar else "")
 
-# %% ../nbs/22_cli.ipynb #fbd1df6e
+# %% ../nbs/22_cli.ipynb #e1361213
 def parse(
     words: list[str],
 ):  # a command, ready to be called
@@ -226,7 +226,7 @@ def parse(
             raise
         raise InputError(one_line(boxed.getvalue())) from None
 
-
+# %% ../nbs/22_cli.ipynb #83580689
 def main(
     words: list[str] | None = None,  # of the command line; None takes the program's own
 ) -> int:  # exit status: 0 done, 1 diverged, 2 wrong input, 130 stopped

@@ -204,7 +204,7 @@ td:first-child { color: #666 } figure { margin: 1rem 0 } img { max-width: 100% }
 .columns { columns: 2; column-gap: 3rem }
 """
 
-
+# %% ../nbs/13_evaluate.ipynb #a5a420e6
 def figure_html(
     figure: plt.Figure,  # closed afterwards
     caption: str,  # what it shows; also its alternative text
@@ -237,7 +237,7 @@ def page_html(title: str, subtitle: str, *parts: str) -> str:
             f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>"
             f'<p class="quiet">{html.escape(subtitle)}</p>{"".join(parts)}</html>')
 
-# %% ../nbs/13_evaluate.ipynb #a5a420e6
+# %% ../nbs/13_evaluate.ipynb #51ef6ae4
 def read_run(
     out: str | Path,
 ) -> tuple[dict, list[dict], dict]:  # config, history, environment
@@ -274,7 +274,7 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
-# %% ../nbs/13_evaluate.ipynb #51ef6ae4
+# %% ../nbs/13_evaluate.ipynb #cc28f956
 def report(
     out: str | Path,  # folder of a finished run
     test: ImageData,  # test images, for the gallery or the confusion matrix

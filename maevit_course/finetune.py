@@ -140,13 +140,13 @@ def finetune(
                  {"kind": "classifier", "model": asdict(recipe.model), "recipe": asdict(recipe), "classes": list(train.classes)})
     return classifier.eval()
 
-
+# %% ../nbs/12_finetune.ipynb #452516d2
 def classification_loss(model: Classifier, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     "Cross-entropy, and the accuracy on the augmented images."
     logits = model(images).float()
     return {"loss": F.cross_entropy(logits, labels), "accuracy": (logits.argmax(1) == labels).float().mean()}
 
-# %% ../nbs/12_finetune.ipynb #452516d2
+# %% ../nbs/12_finetune.ipynb #80003256
 def load_classifier(
     path: str | Path,  # a weights file, or the folder of a fine-tuning run
 ) -> tuple[Classifier, ModelConfig, tuple[str, ...]]:  # in evaluation mode, on the CPU; its sizes; names of the classes

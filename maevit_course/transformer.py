@@ -36,7 +36,7 @@ def keep_mask(
     slices = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)  # uniform in -32768..32767
     return torch.ge(slices, round(p * 65536) - 32768, out=torch.empty_like(x, memory_format=torch.contiguous_format))
 
-
+# %% ../nbs/04_transformer.ipynb #b0eb6c47
 class AddDropout(torch.autograd.Function):
     "`x + dropout(y)`, one pass over the memory in each direction."
 
@@ -52,7 +52,7 @@ class AddDropout(torch.autograd.Function):
         to_y = torch.addcmul(grad.new_zeros(()), grad, mask, value=ctx.scale)
         return grad if ctx.needs_input_grad[0] else None, to_y.to(mask.dtype), None
 
-
+# %% ../nbs/04_transformer.ipynb #1494f351
 def add_dropout(
     x: Tensor, y: Tensor,  # any shape, the same for both
     p: float,  # probability of a zero
@@ -72,7 +72,7 @@ def fast_dropout(
         return x
     return AddDropout.apply(x.new_zeros(()), x, p) if x.device.type == "cpu" else F.dropout(x, p)
 
-# %% ../nbs/04_transformer.ipynb #b19863b0
+# %% ../nbs/04_transformer.ipynb #f7e5abe3
 class SelfAttention(nn.Module):
     "Multi-head self-attention with the initialisation of `nn.MultiheadAttention`."
 
@@ -101,7 +101,7 @@ class SelfAttention(nn.Module):
         answer = attend(q, k, v, self.dropout if self.training else 0.0)
         return self.out(rearrange(answer, "B H T d -> B T (H d)"))
 
-# %% ../nbs/04_transformer.ipynb #20b447e8
+# %% ../nbs/04_transformer.ipynb #0ce5a240
 class TransformerLayer(nn.Module):
     "Attention and a two-layer ReLU network, each with dropout, LayerNorm and a residual connection (Section 3.1, Figure 2)."
 
