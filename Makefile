@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab export notebooks readme clean
+.PHONY: help demo test lab export notebooks badges readme clean
 
 help: ## show this table
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ notebooks: $(INSTALLED) ## run the notebooks in place (all, or ARGS="nbs/00_core
 	$(BIN)/nbdev_export
 	$(BIN)/python tools/notebooks.py render $(ARGS)
 	$(BIN)/nbdev_export
+	$(BIN)/python tools/notebooks.py readme
+
+badges: $(INSTALLED) ## write Colab's badges anew (after a change of user, repo or branch in settings.ini), and the README
+	$(BIN)/python tools/notebooks.py badges
 	$(BIN)/python tools/notebooks.py readme
 
 readme: $(INSTALLED) ## write README.md from nbs/index.ipynb

@@ -95,5 +95,7 @@ def bench(
     _, images, labels = next(loading)
     works = {"data": lambda: len(next(loading)[1]), "step": lambda: step(images, labels) and len(images),
              "training": lambda: step(*next(training)[1:]) and recipe.batch_size}
+    if not 0 < seconds < 3600:
+        raise InputError(f"seconds is {seconds} but must be positive and less than an hour")
     rates = {name: images_per_second(work, device, seconds) for name, work in works.items()}
     return rates | {"efficiency": rates["training"] / rates["step"]}

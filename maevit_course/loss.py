@@ -8,7 +8,7 @@ __all__ = ['reconstruction_loss']
 # %% ../nbs/08_loss.ipynb #5cb0278a
 from torch import Tensor
 
-# %% ../nbs/08_loss.ipynb #2b5e6db0
+# %% ../nbs/08_loss.ipynb #4fbf19c1
 def reconstruction_loss(
     prediction: Tensor,  # (B, N, P)
     target: Tensor,  # (B, N, P): the true patches, normalised

@@ -6,12 +6,14 @@
 __all__ = ['random_masking']
 
 # %% ../nbs/05_masking.ipynb #91b084ac
+import math
+
 import torch
 from torch import Tensor
 
-from .core import InputError
+from .core import InputError, draw_rows
 
-# %% ../nbs/05_masking.ipynb #84d245a6
+# %% ../nbs/05_masking.ipynb #bb104d1f
 def random_masking(
     batch: int,  # B
     n_patches: int,  # N
@@ -20,12 +22,12 @@ def random_masking(
     noise: Tensor | None = None,  # (B, N): masks the patches with the largest values; drawn uniformly if None
 ) -> tuple[Tensor, Tensor]:  # keep (B, K) int64: places of the visible patches; masked (B, N) bool: True where hidden
     "Choose visible patches uniformly, without replacement, for each image by itself (Section 2)."
-    n_masked = int(n_patches * mask_ratio)
+    n_masked = int(n_patches * mask_ratio) if math.isfinite(mask_ratio) else 0
     if not 0 < n_masked < n_patches:
         raise InputError(f"mask ratio {mask_ratio} hides {n_masked} of {n_patches} patches: "
                          f"choose one that hides at least one and keeps at least one")
     if noise is None:
-        noise = torch.rand(batch, n_patches, device=device)
+        noise = draw_rows(lambda n: torch.rand(n, n_patches, device=device), batch)
     keep = noise.argsort(dim=1)[:, : n_patches - n_masked]
     masked = torch.ones_like(noise, dtype=torch.bool).scatter(1, keep, False)
     return keep, masked

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .core import InputError
 
-# %% ../nbs/03_patches.ipynb #0f314036
+# %% ../nbs/03_patches.ipynb #00e5c6d2
 def patchify(
     images: Tensor,  # (B, C, H, W)
     patch_size: int = 3,  # side of a patch in pixels; the paper's 3
@@ -23,7 +23,7 @@ def patchify(
                          f"choose a patch size that divides both sides")
     return rearrange(images, "B C (h p) (w q) -> B (h w) (p q C)", p=patch_size, q=patch_size)
 
-# %% ../nbs/03_patches.ipynb #1fa4e543
+# %% ../nbs/03_patches.ipynb #f9a5e3ad
 def unpatchify(
     patches: Tensor,  # (B, N, P), as `patchify` makes them from square images
     patch_size: int = 3,  # side of a patch in pixels

@@ -13,7 +13,7 @@ from torch import nn
 
 from .core import InputError
 
-# %% ../nbs/09_schedules.ipynb #552882a1
+# %% ../nbs/09_schedules.ipynb #682c8c61
 def scaled_lr(
     base_lr: float,  # for a batch of 256
     batch_size: int,  # images in a step, over all processes
@@ -21,7 +21,7 @@ def scaled_lr(
     "The linear scaling rule (Eq. 2)."
     return base_lr * batch_size / 256
 
-# %% ../nbs/09_schedules.ipynb #9be2db10
+# %% ../nbs/09_schedules.ipynb #ce71ef87
 @dataclass(frozen=True)
 class WarmupCosine:
     "Learning rate of a step: linear warm-up to `peak`, then half a cosine to `minimum` (Sections 3.2, 3.3)."
@@ -44,7 +44,7 @@ class WarmupCosine:
         part = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         return self.minimum + (self.peak - self.minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
 
-# %% ../nbs/09_schedules.ipynb #682c8c61
+# %% ../nbs/09_schedules.ipynb #5535cc7e
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     "Weight decay for matrices, none for biases, norms, positions and the mask embedding."
     return parameter.ndim > 1 and not name.endswith("positions")
@@ -56,11 +56,11 @@ def decay_groups(
 ) -> list[dict]:  # parameter groups for an optimizer; `scale` multiplies the learning rate
     "All parameters in two groups: with weight decay and without."
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    groups = [{"params": [p for n, p in named if is_decayed(n, p) == decayed], "weight_decay": weight_decay * decayed, "scale": 1.0}
-              for decayed in (True, False)]
+    groups = [{"params": [p for n, p in named if is_decayed(n, p) == decayed],
+               "weight_decay": weight_decay * decayed, "scale": 1.0} for decayed in (True, False)]
     return [group for group in groups if group["params"]]
 
-# %% ../nbs/09_schedules.ipynb #1385438c
+# %% ../nbs/09_schedules.ipynb #60e98ea3
 def layer_of(
     name: str,  # of a parameter of a `Classifier` or an `Encoder`
     depth: int,  # transformer layers
@@ -71,7 +71,7 @@ def layer_of(
         return 0
     return int(name.split(".")[1]) + 1 if name.startswith("layers.") else depth + 1
 
-
+# %% ../nbs/09_schedules.ipynb #a3732c28
 def layer_decay_groups(
     model: nn.Module,  # a `Classifier`, or an `Encoder`
     decay: float,  # factor from a layer to the one below, 0.75 in Table 2

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pattern', 'SHAPES', 'TEXTURES', 'SHAPE_CLASSES', 'polygon', 'blob', 'uniform', 'rotate', 'colours', 'paint',
-           'add_stroke', 'draw_background', 'draw', 'make_shapes']
+           'add_stroke', 'draw_background', 'place', 'turn', 'colour_in', 'draw', 'make_shapes']
 
 # %% ../nbs/00a_shapes.ipynb #be993d3c
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import interpolate
 
-# %% ../nbs/00a_shapes.ipynb #7948fcf4
+# %% ../nbs/00a_shapes.ipynb #9b2fcf97
 def polygon(x: Tensor, y: Tensor, corners: int, inner: float) -> Tensor:
     "Signed distance to a polygon: tips at radius 1, the points halfway between at radius inner."
     half = math.pi / corners
@@ -29,7 +29,7 @@ def blob(x: Tensor, y: Tensor) -> Tensor:
     "Signed distance (roughly) to a pebble with three soft corners, which carries the textures."
     return torch.hypot(x, y) - 0.9 - 0.1 * torch.cos(3 * torch.atan2(y, x))
 
-# %% ../nbs/00a_shapes.ipynb #b7605602
+# %% ../nbs/00a_shapes.ipynb #5e1291e9
 Pattern = Callable[[Tensor, Tensor], Tensor]
 #: Distance from (x, y), both (n, H, W), to the outline of a shape of radius about 1; negative inside.
 SHAPES: dict[str, Pattern] = {
@@ -50,7 +50,7 @@ TEXTURES: dict[str, Pattern] = {
 #: The ten classes.
 SHAPE_CLASSES = (*SHAPES, *TEXTURES)
 
-# %% ../nbs/00a_shapes.ipynb #a49f75d2
+# %% ../nbs/00a_shapes.ipynb #8f43ad1d
 def uniform(low: float, high: float, n: int, generator: Generator) -> Tensor:
     "One random number per image, shaped (n, 1, 1) to broadcast over pixels."
     return low + (high - low) * torch.rand(n, 1, 1, generator=generator)
@@ -66,7 +66,7 @@ def colours(hue: Tensor, lightness: Tensor, vividness: float) -> Tensor:
     phase = hue.unsqueeze(1) - torch.tensor([0.0, 1 / 3, 2 / 3]).view(1, 3, 1, 1)
     return lightness.unsqueeze(1) + vividness * torch.cos(2 * math.pi * phase)
 
-# %% ../nbs/00a_shapes.ipynb #257dcce2
+# %% ../nbs/00a_shapes.ipynb #235cd6f7
 def paint(below: Tensor, above: Tensor, cover: Tensor) -> Tensor:
     "Lay one picture over another where cover, (n, H, W), is 1."
     return torch.lerp(below, above, cover.unsqueeze(1))
@@ -81,7 +81,7 @@ def add_stroke(image: Tensor, x: Tensor, y: Tensor, length: float, generator: Ge
     colour = colours(uniform(0, 1, n, generator), uniform(0.3, 0.7, n, generator), 0.3)
     return paint(image, colour, 0.8 * torch.sigmoid(-30 * distance))
 
-# %% ../nbs/00a_shapes.ipynb #46e4e3a2
+# %% ../nbs/00a_shapes.ipynb #0960fe76
 def draw_background(hue: Tensor, light: Tensor, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
     "Clouds of two neighbouring colours, with two spots and a stroke: (n, 3, H, W)."
     coarse = torch.rand(len(hue), 1, 4, 4, generator=generator)
@@ -93,7 +93,30 @@ def draw_background(hue: Tensor, light: Tensor, x: Tensor, y: Tensor, generator:
     across, _ = rotate(x, y, uniform(0, 2 * math.pi, len(hue), generator))
     return image * (1 + 0.3 * across).unsqueeze(1)  # a lamp on a random side
 
-# %% ../nbs/00a_shapes.ipynb #1ba8fc20
+# %% ../nbs/00a_shapes.ipynb #0bbfee9d
+def place(x: Tensor, y: Tensor, n: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    "Coordinates around n things that lie wholly inside the picture, (n, 1, W) and (n, H, 1); their sizes and angles."
+    scale, angle = uniform(0.4, 0.8, n, generator), uniform(0, 2 * math.pi, n, generator)
+    x = (x - (1 - scale) * uniform(-1, 1, n, generator)) / scale
+    y = (y - (1 - scale) * uniform(-1, 1, n, generator)) / scale
+    return x, y, scale, angle
+
+
+def turn(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    "The thing's own coordinates, (n, H, W): turned, and wavy, as if cut by hand."
+    u, v = rotate(x, y, angle)
+    return u + 0.03 * torch.sin(4 * v + angle), v + 0.03 * torch.sin(4 * u - angle)
+
+
+def colour_in(name: str, hue: Tensor, light: Tensor, u: Tensor, v: Tensor, generator: Generator) -> Tensor:
+    "The colours of the thing, (n, 3, H, W): one, or two in its texture."
+    n = len(hue)
+    pattern = TEXTURES[name](u, v) if name in TEXTURES else torch.zeros_like(u)
+    first = colours(hue + uniform(0.3, 0.7, n, generator), 0.75 - 0.35 * light, 0.35)
+    second = colours(hue + uniform(0, 1, n, generator), 0.25 + 0.5 * light, 0.25)
+    return paint(first, second, pattern)
+
+# %% ../nbs/00a_shapes.ipynb #f2a73cac
 def draw(name: str, n: int, size: int, generator: Generator) -> Tensor:
     "Draw n images of one class: (n, 3, H, W), values around 0 to 1."
     line = (torch.arange(size) + 0.5) * 2 / size - 1  # pixel centres, from -1 to 1
@@ -102,21 +125,14 @@ def draw(name: str, n: int, size: int, generator: Generator) -> Tensor:
     light = (uniform(0, 1, n, generator) < 0.85).float()  # 1 by day, 0 by night
     image = draw_background(hue, light, x, y, generator)
 
-    scale, angle = uniform(0.4, 0.8, n, generator), uniform(0, 2 * math.pi, n, generator)
-    x = (x - (1 - scale) * uniform(-1, 1, n, generator)) / scale
-    y = (y - (1 - scale) * uniform(-1, 1, n, generator)) / scale
-    u, v = rotate(x, y, angle)  # (n, H, W): the shape's own coordinates
-    u, v = u + 0.03 * torch.sin(4 * v + angle), v + 0.03 * torch.sin(4 * u - angle)  # as if cut by hand
-
+    x, y, scale, angle = place(x, y, n, generator)
+    u, v = turn(x, y, angle)  # (n, H, W): the shape's own coordinates
     distance = scale * SHAPES.get(name, blob)(u, v)
-    pattern = TEXTURES[name](u, v) if name in TEXTURES else torch.zeros_like(u)
-    first = colours(hue + uniform(0.3, 0.7, n, generator), 0.75 - 0.35 * light, 0.35)
-    second = colours(hue + uniform(0, 1, n, generator), 0.25 + 0.5 * light, 0.25)
-    fill = paint(first, second, pattern) * (1 - 0.15 * (x + y)).unsqueeze(1)  # lit from the top left
+    fill = colour_in(name, hue, light, u, v, generator) * (1 - 0.15 * (x + y)).unsqueeze(1)  # lit from the top left
     shadow = 0.45 * torch.exp(-6 * distance.clamp(min=0)).unsqueeze(1)
     return paint(image * (1 - shadow), fill, (0.5 - distance * size / 2).clamp(0, 1))
 
-# %% ../nbs/00a_shapes.ipynb #9b2fcf97
+# %% ../nbs/00a_shapes.ipynb #e225a1fd
 def make_shapes(n: int, size: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
     "Draw n images, uint8 (n, 3, size, size), and their classes, int64 (n,), balanced and shuffled."
     generator = torch.Generator().manual_seed(seed)

@@ -24,3 +24,13 @@ def cifar10(cifar10_file):
     "Its training images."
     from maevit_course.data import load_data
     return load_data(str(cifar10_file))[0]
+
+
+@pytest.fixture(scope='session')
+def pretrained(tmp_path_factory):
+    "The folder of a short undisturbed pre-training run."
+    from common import EPOCHS, QUICK
+    from maevit_course.cli import main
+    out = tmp_path_factory.mktemp('run') / 'mae'
+    assert main(['pretrain', *QUICK, '--epochs', str(EPOCHS), '--out', str(out)]) == 0
+    return out

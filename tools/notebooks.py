@@ -22,6 +22,7 @@ _settings = ConfigParser(delimiters=['='])
 _settings.read(ROOT / 'settings.ini', encoding='utf-8')
 SKIP_FLAGS = {'eval:false', *_settings['DEFAULT']['tst_flags'].split()}
 
+FIG_ALT = re.compile(r'^#\| fig-alt: (.*)', re.MULTILINE)
 DIRECTIVE = re.compile(r'^[ \t]*#[ \t]*\|(.*)\n?', re.MULTILINE)
 # Targets of Markdown links and of HTML attributes that are relative to the notebook.
 RELATIVE_LINK = re.compile(r'(\]\(|\b(?:src|href)=")(?![a-z]+:|[#/])([^)\s"]+)')
@@ -64,6 +65,44 @@ def run_notebook(path, cwd, seconds=None):
     return client.execute(cwd=str(cwd), env={**os.environ, 'MAEVIT_PROGRESS': '0'})
 
 
+COLAB = 'https://colab.research.google.com'
+SETUP = """# @title Set up: on Colab this installs the course once and leaves Colab's PyTorch as it is; elsewhere it does nothing.
+import importlib.metadata, importlib.util, subprocess, sys
+
+if "google.colab" in sys.modules and not importlib.util.find_spec("maevit_course"):
+    keep = [f"{{name}}=={{importlib.metadata.version(name)}}" for name in ("torch", "torchvision")]
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *keep, "git+https://github.com/{user}/{repo}@{branch}"], check=True)
+    importlib.invalidate_caches()"""
+
+
+def stamp(nb, path):
+    "Put Colab's badge and set-up cell, made from settings.ini, below a notebook's title."
+    settings = _settings['DEFAULT']
+    place = f'{settings["user"]}/{settings["repo"]}/blob/{settings["branch"]}/{path.relative_to(ROOT).as_posix()}'
+    badge = f'[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{place})'
+    nb.cells = [c for c in nb.cells if not c.id.startswith('colab-')]
+    folded = {'jupyter': {'source_hidden': True}, 'cellView': 'form'}
+    nb.cells[1:1] = [nbformat.v4.new_markdown_cell(badge, id='colab-badge'),
+                     nbformat.v4.new_code_cell(SETUP.format(**settings), id='colab-setup', metadata=folded)]
+
+
+def badges():
+    "Stamp all notebooks; run nothing."
+    for path in find_notebooks():
+        nb = nbformat.read(path, as_version=4)
+        stamp(nb, path)
+        nbformat.write(nb, path)
+
+
+def describe_pictures(nb):
+    "Give each picture the alternative text that its cell states as `#| fig-alt: ...`."
+    for cell in nb.cells:
+        alt = FIG_ALT.search(cell.source)
+        for output in cell.get('outputs', []):
+            for kind in output.get('data', {}):
+                if kind.startswith('image/') and alt: output.metadata[kind] = {'alt': alt[1]}
+
+
 def render(paths):
     "Run notebooks in place and clean them the way `nbdev_clean` does."
     too_big = []
@@ -72,6 +111,8 @@ def render(paths):
         try:
             with tempfile.TemporaryDirectory() as cwd: nb = run_notebook(path, cwd)
         except (CellExecutionError, DeadKernelError) as e: sys.exit(f'{path.name}: {e}')
+        stamp(nb, path)
+        describe_pictures(nb)
         nbformat.write(nb, path)
         nbdev_clean(fname=str(path))
         size = path.stat().st_size
@@ -87,8 +128,8 @@ def _from_root(link):
 def make_readme():
     "The text of README.md, and its images as a dictionary from relative path to bytes."
     nb = nbformat.read(ROOT / 'nbs/index.ipynb', as_version=4)
-    nb.cells = [c for c in nb.cells if 'hide' not in directives(c)]
-    alts = re.findall(r'^#\| fig-alt: (.*)', '\n'.join(c.source for c in nb.cells), re.MULTILINE)
+    nb.cells = [c for c in nb.cells if 'hide' not in directives(c) and c.id != 'colab-setup']
+    alts = FIG_ALT.findall('\n'.join(c.source for c in nb.cells))
     for cell in nb.cells:
         if 'echo:false' in directives(cell): cell.metadata['transient'] = {'remove_source': True}
         if cell.cell_type == 'code': cell.source = DIRECTIVE.sub('', cell.source)
@@ -115,8 +156,10 @@ def main():
     commands = parser.add_subparsers(dest='command', required=True)
     cmd = commands.add_parser('render', help='run notebooks in place')
     cmd.add_argument('notebooks', nargs='*', type=Path, help='default: all of them')
+    commands.add_parser('badges', help="write Colab's badge and set-up cell anew from settings.ini")
     commands.add_parser('readme', help='write README.md from nbs/index.ipynb')
     args = parser.parse_args()
+    if args.command == 'badges': return badges()
     if args.command == 'readme': return readme()
     paths = [p.resolve() for p in args.notebooks] or find_notebooks()
     os.chdir(ROOT)  # nbdev_clean looks for settings.ini from here

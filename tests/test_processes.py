@@ -1,0 +1,73 @@
+"""Two processes train as one does, and resume what one has begun."""
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from common import QUICK, losses, maevit
+
+EPOCHS = 3
+
+
+def torchrun(processes, *words):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    return subprocess.run([sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', f'--master_port={port}', *words],
+                          env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
+
+
+def pretrain(out, *more):
+    return ['-m', 'maevit_course.cli', 'pretrain', *QUICK, '--epochs', str(EPOCHS), '--out', str(out), *more]
+
+
+@pytest.mark.parametrize('phase', ['pretrain', 'finetune'])
+def test_two_processes_give_the_loss_curve_of_one(phase, tmp_path):
+    words = [phase, *QUICK, '--epochs', str(EPOCHS)]
+    subprocess.run(maevit(*words, '--out', tmp_path / 'one'), check=True, stdout=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    done = torchrun(2, '-m', 'maevit_course.cli', *words, '--out', str(tmp_path / 'two'))
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / 'two') == pytest.approx(losses(tmp_path / 'one'), rel=1e-4)
+    assert done.stdout.count('report:') == 1  # only the first speaks
+
+
+def test_begun_by_one_process_and_resumed_by_two(pretrained, tmp_path):
+    out = tmp_path / 'mae'
+    stopped = subprocess.run([sys.executable, *pretrain(out, '--minutes', '0.001')], capture_output=True, text=True)
+    assert stopped.returncode == 130
+    done = torchrun(2, *pretrain(out, '--resume'))
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (out / 'metrics.jsonl').read_text().splitlines()]
+    assert [line['epoch'] for line in lines] == [1, 2, 3]
+    whole = subprocess.run([sys.executable, *pretrain(tmp_path / 'whole')], capture_output=True)
+    assert whole.returncode == 0 and losses(out) == pytest.approx(losses(tmp_path / 'whole'), rel=1e-4)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    done = torchrun(2, *pretrain(tmp_path / 'mae', '--batch-size', '33'))
+    assert done.returncode != 0 and 'batch_size 33 cannot be shared equally by 2 processes' in done.stderr
+    assert not (tmp_path / 'mae/model.safetensors').exists()
+
+
+def test_shares_of_a_batch_do_not_overlap(monkeypatch):
+    "Of an epoch with AutoAugment's blocks: each image in one process only, all random numbers those of one process alone."
+    import maevit_course.core as core
+    import maevit_course.training as training
+    from maevit_course.augment import AutoAugmentBatch, RandomResizedCropFlip
+    from maevit_course.data import load_data
+    train, _ = load_data('shapes', limit=400)
+    recipe = training.Recipe(epochs=1, warmup_epochs=0, batch_size=12, base_lr=1e-3)
+
+    def batches(rank, size):
+        for module in (core, training):
+            monkeypatch.setattr(module, 'RANK', rank)
+            monkeypatch.setattr(module, 'WORLD_SIZE', size)
+        return [images for _, images, _ in training.epoch_batches(train, recipe, 0, 0, RandomResizedCropFlip(32), AutoAugmentBatch())]
+
+    alone = batches(0, 1)
+    parts = zip(*[batches(rank, 3) for rank in range(3)])
+    assert all(torch.equal(torch.stack(shares, 1).flatten(0, 1), whole) for shares, whole in zip(parts, alone, strict=True))
