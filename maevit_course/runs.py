@@ -77,8 +77,8 @@ def pack(
 ) -> bytes:
     "Tensors and plain values as a safetensors file that can tell whether it is whole."
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    text = json.dumps(about)
-    return safetensors_bytes(tensors, {"maevit_course": text, "digest": digest(text, *tensors, *tensors.values())})
+    said = {"about": about, "digest": digest(json.dumps(about), *tensors, *tensors.values())}
+    return safetensors_bytes(tensors, {"maevit_course": json.dumps(said)})  # one entry: the order of several would be random
 
 
 def unpack(
@@ -88,11 +88,11 @@ def unpack(
     try:
         tensors = dict(sorted(safetensors_load(content).items()))
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
-        text = header.get("maevit_course", "{}")
-        about = json.loads(text)
-    except (SafetensorError, ValueError) as error:
+        said = json.loads(header.get("maevit_course", "{}"))
+        about = said.get("about", {})
+    except (SafetensorError, ValueError, AttributeError) as error:
         raise Damaged(f"no readable safetensors file: {error}") from None
-    if header.get("digest", "") != digest(text, *tensors, *tensors.values()) and "maevit_course" in header:
+    if said and said.get("digest") != digest(json.dumps(about), *tensors, *tensors.values()):
         raise Damaged("its content is not what was written")
     return tensors, about
 
