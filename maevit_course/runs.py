@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT', 'PREVIOUS', 'METRICS', 'MODEL', 'write_atomically', 'digest', 'Damaged', 'pack', 'unpack',
-           'read_safetensors', 'save_weights', 'read_weights', 'fill', 'writing', 'claim', 'release', 'environment',
-           'differences', 'check_resumable', 'begun', 'Folder', 'Run', 'newest_whole']
+           'read_safetensors', 'save_weights', 'read_weights', 'fill', 'writing', 'claim', 'release', 'commit',
+           'environment', 'differences', 'check_resumable', 'begun', 'Folder', 'LoggedFolder', 'Run', 'newest_whole']
 
 # %% ../nbs/09b_runs.ipynb #86b40d98
 import hashlib
 import json
 import os
 import platform
+import subprocess
 import time
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
+import maevit_course
 from .core import RANK, InputError
 
 try:
@@ -180,10 +182,19 @@ def release(out: Path) -> None:
         file.close()
 
 # %% ../nbs/09b_runs.ipynb #04c5bf13
+def commit() -> str | None:  # 40 digits, "-dirty" behind them if files have changed since; None outside of a checkout
+    "Which version of this project's source is running; the environment variable MAEVIT_COMMIT says it for a copy without git."
+    root = Path(maevit_course.__file__).parent.parent
+    if "MAEVIT_COMMIT" in os.environ or not (root / ".git").exists():
+        return os.environ.get("MAEVIT_COMMIT")
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.check_output(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], cwd=root, text=True).strip()
+    return None
+
+
 def environment() -> dict:
     "Where a run happens: versions and machine."
-    import maevit_course
-    return {"maevit_course": maevit_course.__version__, "torch": torch.__version__, "python": platform.python_version(),
+    return {"maevit_course": maevit_course.__version__, "commit": commit(), "torch": torch.__version__, "python": platform.python_version(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
@@ -249,8 +260,8 @@ class Folder:
             raise
 
 # %% ../nbs/09b_runs.ipynb #a217e55d
-class Run(Folder):
-    "The memory of a run: its log and its checkpoints."
+class LoggedFolder(Folder):
+    "A folder with a log."
 
     def history(self) -> list[dict]:
         "The lines of metrics.jsonl; a last line that a crash cut short is left out."
@@ -269,6 +280,10 @@ class Run(Folder):
                 file.write(json.dumps(record) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+
+# %% ../nbs/09b_runs.ipynb #927f416d
+class Run(LoggedFolder):
+    "The memory of a run: its log and its checkpoints."
 
     def save(self, tensors: dict[str, Tensor], about: dict) -> None:
         "Write a checkpoint; the last one becomes the previous one."
@@ -294,7 +309,7 @@ class Run(Folder):
                 save_weights(self.out / MODEL, model, about)
         release(self.out)
 
-# %% ../nbs/09b_runs.ipynb #b742a1d0
+# %% ../nbs/09b_runs.ipynb #62d3c5a8
 def newest_whole(out: Path) -> tuple[dict[str, Tensor], dict] | None:
     "The newest whole checkpoint in a folder, None if there is none. Raises `InputError` if all are damaged."
     files = [file for file in (out / CHECKPOINT, out / PREVIOUS) if file.exists()]

@@ -12,11 +12,12 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .control import Diverged, Processes, Progress, RunStopped, StopRequest, joined
 from .core import RANK, WORLD_SIZE, InputError, derive_seed, keep_freed_memory, pick_device, set_seed
@@ -198,7 +199,7 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[st
     model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
-# %% ../nbs/10_training.ipynb #67a566ac
+# %% ../nbs/10_training.ipynb #4a344837
 class Trainer:
     "A model, its optimizer and where the run stands."
 
@@ -211,7 +212,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=peak, betas=recipe.betas, fused=True)
         self.epoch, self.step = 0, 0
         self.began = self.saved_at = time.monotonic()
-        self.losses: dict[str, list[Tensor]] = {}  # of the steps of this epoch
+        self.losses: dict[str, Tensor] = {}  # (steps,) each: of this epoch, up to `step`
 
     @property
     def position(self) -> int:
@@ -221,16 +222,18 @@ class Trainer:
     def record(self, losses: dict[str, Tensor]) -> None:
         "Note the losses of one more step."
         for name, value in losses.items():
-            self.losses.setdefault(name, []).append(value)
+            if name not in self.losses:
+                self.losses[name] = value.new_zeros(self.steps)
+            self.losses[name][self.step] = value
         self.step += 1
 
     def close_epoch(self) -> None:
         self.epoch, self.step, self.losses = self.epoch + 1, 0, {}
 
-# %% ../nbs/10_training.ipynb #4a344837
+# %% ../nbs/10_training.ipynb #07c364ad
 def all_losses(trainer: Trainer) -> dict[str, Tensor]:  # (steps,) on the CPU
     "The losses of this epoch's steps, means over the processes. Raises `Diverged` if one is not finite."
-    losses = {name: trainer.processes.mean(torch.stack(values)).cpu() for name, values in trainer.losses.items()}
+    losses = {name: trainer.processes.mean(values[: trainer.step]).cpu() for name, values in trainer.losses.items()}
     for values in losses.values():
         if not values.isfinite().all():
             step = int((~values.isfinite()).nonzero()[0])
@@ -245,7 +248,7 @@ def divergence(trainer: Trainer, what: str, step: int) -> str:
     return (f"the {what} is not finite from epoch {trainer.epoch + 1}, step {step + 1} on (learning rate {lr:.2e}): "
             f"{saved}start again in another folder with a lower base_lr or a longer warm-up")
 
-# %% ../nbs/10_training.ipynb #670b902e
+# %% ../nbs/10_training.ipynb #ae59a6a5
 def save(trainer: Trainer) -> None:
     "Write a checkpoint. Raises `Diverged` instead of saving numbers that are not finite."
     losses = {f"losses.{name}": values for name, values in all_losses(trainer).items()}
@@ -264,7 +267,8 @@ def resume(trainer: Trainer) -> None:
     tensors, about = state
     restore(trainer.model, trainer.optimizer, {n: t for n, t in tensors.items() if not n.startswith("losses.")})
     device = next(trainer.model.parameters()).device
-    trainer.losses = {n.removeprefix("losses."): list(t.to(device)) for n, t in tensors.items() if n.startswith("losses.")}
+    done = {n.removeprefix("losses."): t.to(device) for n, t in tensors.items() if n.startswith("losses.")}
+    trainer.losses = {name: F.pad(values, (0, trainer.steps - len(values))) for name, values in done.items()}
     trainer.epoch, trainer.step, trainer.began = about["epoch"], about["step"], trainer.began - about["seconds"]
 
 
@@ -277,7 +281,7 @@ def save_if_due(trainer: Trainer, stop: StopRequest, minutes: float) -> None:
     if asked and not finished:
         raise RunStopped(f"stopped after {trainer.epoch} epochs and {trainer.step} steps; all is saved in {str(trainer.run.out)!r}")
 
-# %% ../nbs/10_training.ipynb #8dd1c3a8
+# %% ../nbs/10_training.ipynb #6e0d4899
 def train_epoch(trainer: Trainer, loss_fn: LossFn, data: ImageData, transform, block_transform, progress: Progress,
                 options: RunOptions, stop: StopRequest) -> float:  # images per second
     "The steps of one epoch, from where the trainer stands; arguments as in `fit`."
@@ -294,7 +298,7 @@ def train_epoch(trainer: Trainer, loss_fn: LossFn, data: ImageData, transform, b
         torch.cuda.synchronize(data.images.device)
     return (trainer.steps - first) * trainer.recipe.batch_size / (time.monotonic() - began)
 
-# %% ../nbs/10_training.ipynb #6e0d4899
+# %% ../nbs/10_training.ipynb #b53d09f6
 def run_epochs(trainer: Trainer, loss_fn: LossFn, data: ImageData, transform, block_transform, evaluate, options: RunOptions, stop: StopRequest) -> None:
     "All epochs that are left; arguments as in `fit`."
     epochs = trainer.recipe.epochs
@@ -310,7 +314,7 @@ def run_epochs(trainer: Trainer, loss_fn: LossFn, data: ImageData, transform, bl
         progress.epoch(record, trainer.position)
         save_if_due(trainer, stop, options.checkpoint_minutes)
 
-# %% ../nbs/10_training.ipynb #b53d09f6
+# %% ../nbs/10_training.ipynb #8cf61bc4
 def fit(
     model: nn.Module,  # trained in place, moved to the device
     loss_fn: LossFn,
