@@ -6,6 +6,7 @@
 __all__ = ['SMALL_MODEL', 'PRETRAIN_RECIPES', 'PretrainRecipe', 'describe', 'pretrain', 'read_config', 'load_mae']
 
 # %% ../nbs/11_pretrain.ipynb #05aba9d3
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def pretrain(
     recipe: PretrainRecipe = PretrainRecipe(),
     out: str | Path = "runs/pretrain",  # folder of the run
     options: RunOptions = RunOptions(),  # how to run: resume, device, …
+    watch: Callable[[MAE, int], dict] | None = None,  # called after each epoch with the model and the epoch's number; its values are logged
 ) -> MAE:  # trained, on the device; also saved as `out`/model.safetensors
     "Pre-train a masked autoencoder (Section 3.2). Raises `InputError`, `RunStopped` or `Diverged`, see `fit`."
     recipe = settled(recipe, pick_device(options.device))
@@ -78,7 +80,8 @@ def pretrain(
         return reconstruction_loss(*model(images, recipe.mask_ratio), recipe.alpha)
 
     fit(mae, loss_fn, data, recipe, run, decay_groups(mae, recipe.weight_decay),
-        RandomResizedCropFlip(recipe.model.image_size, recipe.crop_scale), options=options)
+        RandomResizedCropFlip(recipe.model.image_size, recipe.crop_scale),
+        evaluate=(lambda epoch: watch(mae, epoch)) if watch else None, options=options)
     run.finish(mae, {"kind": "mae", "model": asdict(recipe.model), "recipe": asdict(recipe)})
     return mae.eval()
 

@@ -13,8 +13,8 @@ NUMBER = re.compile(r'[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?')
 
 
 def printed(cell):
-    "A cell's output as text; pictures count by their kind."
-    parts = [o.get('text') or o['data'].get('text/plain', '') for o in cell.outputs if o.get('name') != 'stderr']
+    "A cell's output as text, tables included; pictures count by their kind."
+    parts = [o.get('text') or o['data'].get('text/markdown') or o['data'].get('text/plain', '') for o in cell.outputs if o.get('name') != 'stderr']
     return ' '.join(''.join(parts).split())
 
 
