@@ -25,10 +25,10 @@ from .bench import bench
 from .control import Diverged, RunStopped
 from .core import RANK, InputError, course_style, pick_device
 from .data import load_data
-from .evaluate import (cards_html, duration, evaluate, figure_html, page_html, read_run, report, show_curves,
-                                    show_reconstructions)
+from .evaluate import evaluate, show_reconstructions
 from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune
 from .pretrain import PRETRAIN_RECIPES, PretrainRecipe, load_mae, pretrain
+from .report import cards_html, duration, figure_html, page_html, read_run, report, show_curves
 from .reproduce import SCALES, choose, is_kept, plan, reproduce
 from .training import RunOptions
 

@@ -24,9 +24,10 @@ from .control import RunStopped
 from .core import RANK, InputError, pick_device
 from .data import ImageData
 from .decoder import MAE
-from .evaluate import evaluate, read_run, show_reconstructions
+from .evaluate import evaluate, show_reconstructions
 from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune, load_classifier
 from .pretrain import PRETRAIN_RECIPES, PretrainRecipe, load_mae, pretrain
+from .report import read_run
 from .runs import METRICS, pack, read_weights, write_atomically
 from .training import Recipe, RunOptions
 
@@ -59,7 +60,7 @@ class Scale:
 
 SCALES = {
     "paper": Scale(PRETRAIN_RECIPES["paper"], FINETUNE_RECIPES["paper"], (400, 1600), (100, 50), {"c10": None, "c100": None}),
-    "small": Scale(PRETRAIN_RECIPES["small"], FINETUNE_RECIPES["small"], (5, 100), (5, 100), {"c10": 100, "c100": 20}),
+    "small": Scale(PRETRAIN_RECIPES["small"], FINETUNE_RECIPES["small"], (5, 100), (5, 100), {"c10": 100, "c100": 10}),
 }
 
 # %% ../nbs/14a_reproduce.ipynb #ded7b119
