@@ -179,7 +179,7 @@ class Reproduce:
     "Do the runs behind the paper's tables and figures, as far as they are not done yet, and keep their records."
 
     names: Annotated[tuple[str, ...], Positional] = ()  # runs to do; none does the whole plan
-    scale: Literal["paper", "small"] = "paper"  # the paper's size, for a GPU, or one for two CPU cores and an hour or two
+    scale: Literal["paper", "small"] = "paper"  # the paper's size, for a GPU, or one for two CPU cores and two hours or so
     epochs: int | None = None  # of the main pre-training runs; none takes the scale's
     finetune_epochs: int | None = None  # of the main fine-tuning runs
     cifar10: str = "cifar10"  # "cifar10" downloads it; or an .npz file or folder that holds it
@@ -187,7 +187,7 @@ class Reproduce:
     out: Path | None = None  # folder for weights and checkpoints; none is runs/<scale>
     results: Path | None = None  # folder for the records; none is results/<scale>
     list: bool = False  # only list the plan
-    run: OmitArgPrefixes[RunOptions] = RunOptions(resume=True)
+    run: OmitArgPrefixes[RunOptions] = RunOptions()
 
     def __call__(self) -> None:
         scale = SCALES[self.scale]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['reconstruct', 'show_reconstructions', 'reconstruction_error', 'encode', 'embeddings', 'knn_accuracy', 'fit_linear',
-           'linear_probe', 'confusion_matrix', 'show_confusion', 'evaluate_classifier', 'evaluate_mae', 'evaluate']
+           'linear_probe', 'confusion_matrix', 'show_confusion', 'check_classes', 'evaluate_classifier', 'evaluate_mae',
+           'evaluate']
 
 # %% ../nbs/13_evaluate.ipynb #f01cc449
 from pathlib import Path
@@ -171,6 +172,7 @@ def show_confusion(
 ) -> plt.Figure:
     "The confusion matrix as a picture; with many classes, without numbers."
     share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+    classes = tuple(name.replace("$", r"\$") for name in classes)  # between two dollars matplotlib reads mathematics
     figure, axis = plt.subplots(figsize=(5.2, 4.6))
     axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     axis.set(xlabel="predicted", ylabel="true")
@@ -184,20 +186,26 @@ def show_confusion(
     return figure
 
 # %% ../nbs/13_evaluate.ipynb #5722bed4
-def evaluate_classifier(weights: str | Path, test: ImageData, device: torch.device | str) -> dict[str, float]:
-    "Accuracy and cross-entropy of a fine-tuned classifier."
-    classifier, config, classes = load_classifier(weights)
+def check_classes(weights: str | Path, classes: tuple[str, ...], test: ImageData) -> None:
+    "Raise `InputError` if a classifier knows other classes than the images have."
     if classes != test.classes:
         raise InputError(f"{str(weights)!r} knows other classes ({', '.join(classes[:3])}, …) than {test.name!r} has ({', '.join(test.classes[:3])}, …): "
                          f"give the data it was trained on")
+
+
+def evaluate_classifier(weights: str | Path, test: ImageData, device: torch.device | str) -> dict[str, float]:
+    "Accuracy and cross-entropy of a fine-tuned classifier."
+    classifier, config, classes = load_classifier(weights)
+    check_classes(weights, classes, test)
     logits = predict(classifier.to(device), test, config.image_size, precision="fp32")
     return {"accuracy": accuracy(logits, test.labels), "cross_entropy": F.cross_entropy(logits, test.labels.to(device)).item()}
 
 
 def evaluate_mae(weights: str | Path, train: ImageData, test: ImageData, device: torch.device | str) -> dict[str, float]:
-    "Loss of a pre-trained model, k-NN and linear probe of its embeddings."
+    "Loss of a pre-trained model on whole images (as many training images as test images), k-NN and linear probe of its embeddings."
     mae = load_mae(weights).to(device)
     results = {f"test_{name}": value for name, value in reconstruction_error(mae, test).items()}
+    results["train_loss"] = reconstruction_error(mae, train[: len(test)])["loss"]
     a, b = (encode(mae.encoder, data, mae.config.image_size, mae.config.patch_size) for data in (train, test))
     for pool in ("mean", "dummy"):
         results[f"knn_{pool}"] = knn_accuracy(a[pool], train.labels, b[pool], test.labels)

@@ -93,7 +93,7 @@ class FinetuneRecipe(Recipe):
     warmup_epochs: float = 20  # of linear warm-up
     batch_size: int = 768  # images in a step
     base_lr: float = 1e-3  # learning rate for a batch of 256 (Eq. 2)
-    layer_decay: float = 0.75  # learning rate of a layer over that of the layer above
+    layer_decay: float = 0.75  # learning rate of a layer over that of the layer above; from scratch there is no decay
     crop_scale: tuple[float, float] = (0.8, 1.0)  # smallest and largest part of the area that a random crop keeps
     auto_augment: bool = True  # AutoAugment with the policy for CIFAR-10
     test_every: int = 1  # epochs between tests; the last epoch is always tested
@@ -161,6 +161,8 @@ def finetune(
     if weights is not None:
         tensors, about = read_weights(weights, "mae")
         recipe = replace(recipe, model=sizes_of(weights, about, recipe.model))
+    else:
+        recipe = replace(recipe, layer_decay=1.0)  # there is nothing to protect
     recipe = settled(recipe, pick_device(options.device))
     config = {"phase": "finetune", "recipe": asdict(recipe), "data": describe(train), "weights": digest(*tensors.values()) if weights else None}
     run = Run(out, config, options.resume)

@@ -11,6 +11,7 @@ import base64
 import html
 import io
 import json
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,7 +19,7 @@ import torch
 
 from .core import COLOURS, InputError, course_style
 from .data import ImageData
-from .evaluate import confusion_matrix, reconstruction_error, show_confusion, show_reconstructions
+from .evaluate import check_classes, confusion_matrix, reconstruction_error, show_confusion, show_reconstructions
 from .finetune import load_classifier, predict
 from .pretrain import load_mae
 
@@ -53,7 +54,7 @@ def cards_html(cards: dict[str, str]) -> str:
 
 
 def table_html(values: dict) -> str:
-    "A nested dictionary as a two-column table."
+    "A dictionary as a two-column table; the entries of a dictionary inside of it become rows as well."
     flat = [(f"{k}.{k2}", v2) for k, v in values.items() if isinstance(v, dict) for k2, v2 in v.items()]
     flat = [(k, v) for k, v in values.items() if not isinstance(v, dict)] + flat
     rows = "".join(f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in flat)
@@ -75,9 +76,12 @@ def read_run(
     try:
         lines = (out / "metrics.jsonl").read_text().splitlines()
         read = lambda name: json.loads((out / name).read_text())
-        return read("config.json"), [json.loads(line) for line in lines], read("environment.json")
-    except (OSError, ValueError) as error:
+        config, history, environment = read("config.json"), [json.loads(line) for line in lines], read("environment.json")
+        if not history or not {"phase", "recipe", "data"} <= config.keys():
+            raise ValueError("not one epoch is done" if config else "its config.json is empty")
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{str(out)!r} holds no complete run ({error})") from None
+    return config, history, environment
 
 
 def duration(seconds: float) -> str:
@@ -90,11 +94,13 @@ def show_curves(
     histories: dict[str, list[dict]],  # by the run's name
     fields: tuple[str, ...],  # what to plot, each in a panel of its own
 ) -> plt.Figure:
-    "Curves over the epochs; fields that no run has are left out."
+    "Curves over the epochs; fields that no run has are left out. Raises `InputError` if that leaves none."
     fields = [f for f in fields if any(f in line for history in histories.values() for line in history)]
+    if not fields:
+        raise InputError("there is nothing to plot: no run has logged any of these fields")
     figure, axes = plt.subplots(1, len(fields), figsize=(4.5 * len(fields), 2.9), squeeze=False)
     for axis, field in zip(axes[0], fields):
-        for (name, history), colour in zip(histories.items(), COLOURS):
+        for (name, history), colour in zip(histories.items(), cycle(COLOURS)):
             points = [(line["epoch"], line[field]) for line in history if field in line]
             axis.plot(*zip(*points), label=name, color=colour, marker="." if len(points) < 30 else None)
         values = [line[field] for history in histories.values() for line in history if field in line]
@@ -111,13 +117,14 @@ def pretraining_parts(out: Path, config: dict, history: list[dict], test: ImageD
     mae = load_mae(out).to(device)
     loss = reconstruction_error(mae, test, config["recipe"]["mask_ratio"], config["recipe"]["alpha"])["loss"]
     curves = figure_html(show_curves({"": history}, ("loss", "masked", "visible")), "Mean squared errors in training: Eq. 1, its masked and its visible part.")
-    gallery = figure_html(show_reconstructions(mae, test.images[:24], columns=4), "Test images, each as original, what the model saw, and what it imagined.")
+    gallery = figure_html(show_reconstructions(mae, test.images[:24], 4, config["recipe"]["mask_ratio"]), "Test images, each as original, what the model saw, and what it imagined.")
     return "Pre-training", {"loss on test images": f"{loss:.4f}"}, curves, gallery
 
 
 def finetuning_parts(out: Path, config: dict, history: list[dict], test: ImageData, device: torch.device | str) -> tuple[str, dict, str, str]:
     "Title, first card, curves and confusion matrix of a fine-tuning run."
     classifier, model, classes = load_classifier(out)
+    check_classes(out, classes, test)
     predicted = predict(classifier.to(device), test, model.image_size, precision=config["recipe"]["precision"]).argmax(1)
     curves = figure_html(show_curves({"": history}, ("loss", "accuracy", "test_accuracy")), "Loss and accuracy on augmented training images, accuracy on test images.")
     confusion = figure_html(show_confusion(confusion_matrix(predicted, test.labels, len(classes)), classes), "Of each true class (row), the percentage taken for each class (column).")
@@ -137,10 +144,10 @@ def report(
     with plt.rc_context():
         course_style()
         parts = pretraining_parts if config["phase"] == "pretrain" else finetuning_parts
-        title, cards, curves, what = parts(out, config, history, test, device)
+        title, cards, curves, picture = parts(out, config, history, test, device)
     cards |= {"epochs": str(last["epoch"]), "training": duration(last["seconds"]), "images/s": f"{last['images_per_s']:,.0f}"}
     subtitle = f"{data['images']:,} images of {data['size']}×{data['size']} pixels from {data['name']}, {len(data['classes'])} classes"
-    page = page_html(f"{title} · {data['name']}", subtitle, cards_html(cards), what, "<h2>Curves</h2>", curves,
+    page = page_html(f"{title} · {data['name']}", subtitle, cards_html(cards), picture, "<h2>Curves</h2>", curves,
                      "<h2>Recipe</h2>", table_html(config["recipe"]), "<h2>Machine</h2>", table_html(environment))
     (out / "report.html").write_text(page, encoding="utf-8")
     return out / "report.html"

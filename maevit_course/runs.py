@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SHIPPED', 'CHECKPOINT', 'PREVIOUS', 'METRICS', 'MODEL', 'write_atomically', 'digest', 'Damaged', 'pack', 'unpack',
            'read_safetensors', 'save_weights', 'shipped', 'read_weights', 'fill', 'writing', 'claim', 'release',
-           'commit', 'environment', 'differences', 'check_resumable', 'begun', 'Folder', 'LoggedFolder', 'Run',
-           'newest_whole']
+           'commit', 'environment', 'differences', 'check_resumable', 'note_sitting', 'begun', 'Folder', 'LoggedFolder',
+           'Run', 'newest_whole']
 
 # %% ../nbs/09b_runs.ipynb #86b40d98
 import hashlib
@@ -237,6 +237,19 @@ def check_resumable(
         raise InputError(f"cannot resume {str(out)!r} with other settings: {', '.join(changed)}")
 
 
+def note_sitting(out: Path) -> None:
+    "Add to environment.json where a run is gone on with, if that is another machine, another version or another commit than before."
+    file, here = out / "environment.json", environment()
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        said = {}  # no reason to give up a run
+    last = said.get("resumed", [said])[-1]
+    if any(last.get(name) != value for name, value in here.items() if name != "started"):
+        with writing(out):
+            write_atomically(file, json.dumps({**said, "resumed": [*said.get("resumed", []), here]}, indent=1).encode())
+
+
 def begun(out: Path) -> bool:
     "Has a run in this folder got anywhere? One that failed before its first step may be begun anew."
     return any((out / name).exists() for name in (CHECKPOINT, PREVIOUS, METRICS, MODEL))
@@ -259,7 +272,8 @@ class Folder:
             newly = claim(self.out)
         try:
             if begun(self.out):
-                return check_resumable(self.out, self.config, resume)
+                check_resumable(self.out, self.config, resume)
+                return note_sitting(self.out)
             with writing(self.out):
                 write_atomically(self.out / "environment.json", json.dumps(environment(), indent=1).encode())
                 write_atomically(self.out / "config.json", json.dumps(self.config, indent=1).encode())

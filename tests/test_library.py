@@ -92,6 +92,9 @@ import maevit_course
 for m in pkgutil.walk_packages(maevit_course.__path__, 'maevit_course.'): importlib.import_module(m.name)
 for tool in 'nbdev', 'fastcore', 'execnb', 'IPython', 'jupyter', 'jupyter_core', 'ipykernel':
     assert importlib.util.find_spec(tool) is None, f'{tool} is installed'
+from maevit_course.paper import read_records
+from maevit_course.runs import shipped
+assert read_records('small') and shipped(), 'records or weights were left behind'
 """
 
 
@@ -99,7 +102,8 @@ for tool in 'nbdev', 'fastcore', 'execnb', 'IPython', 'jupyter', 'jupyter_core',
 def test_installs_and_trains_without_the_development_tools(tmp_path):
     source, bin = tmp_path / 'source', tmp_path / 'venv/bin'
     shutil.copytree(LIB, source / LIB.name, ignore=shutil.ignore_patterns('__pycache__'))
-    for name in 'pyproject.toml', 'setup.py', 'settings.ini', 'README.md', 'LICENSE':
+    shutil.copytree(ROOT / 'results', source / 'results')
+    for name in 'pyproject.toml', 'setup.py', 'settings.ini', 'README.md', 'LICENSE', 'MANIFEST.in':
         shutil.copy(ROOT / name, source)
     def run(*args): subprocess.run(args, cwd=tmp_path, check=True)
     run(sys.executable, '-m', 'venv', 'venv')

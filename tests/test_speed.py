@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from maevit_course import transformer
 from maevit_course.bench import paper_step
 from maevit_course.core import set_seed
-from maevit_course.decoder import MAE
+from maevit_course.decoder import MAE, ModelConfig, build_encoder
+from maevit_course.finetune import Classifier, classification_loss
 from maevit_course.loss import reconstruction_loss
 from maevit_course.training import autocast, compiled
 
@@ -92,3 +93,14 @@ def test_paper_step_learns():
     step, images = paper_step('cpu'), torch.rand(4, 3, 36, 36)
     losses = [step(images).item() for _ in range(12)]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_off_the_cpu_a_step_is_one_graph_for_the_compiler():
+    "The meta device takes the GPU's branches and computes nothing."
+    images, labels = torch.randn(8, 3, 36, 36, device='meta'), torch.zeros(8, dtype=torch.int64, device='meta')
+    with torch.device('meta'):
+        mae, classifier = MAE().train(), Classifier(build_encoder(ModelConfig()), 10).train()
+    for found in (torch._dynamo.explain(lambda model, x: reconstruction_loss(*model(x)))(mae, images),
+                  torch._dynamo.explain(classification_loss)(classifier, images, labels)):
+        assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+        torch._dynamo.reset()

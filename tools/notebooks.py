@@ -137,7 +137,7 @@ def make_readme():
     nb.metadata['language_info'] = {'name': 'python'}
     text, resources = MarkdownExporter().from_notebook_node(
         nb, resources={'unique_key': 'index', 'output_files_dir': 'images'})
-    for alt in alts: text = text.replace('![png](', f'![{alt}](', 1)
+    for alt in alts: text = re.sub(r'!\[(png|jpeg)\]\(', lambda _: f'![{alt}](', text, count=1)
     return text.strip() + '\n', resources['outputs']
 
 
