@@ -236,7 +236,7 @@ def check_resumable(
     if changed := differences(before, config):
         raise InputError(f"cannot resume {str(out)!r} with other settings: {', '.join(changed)}")
 
-
+# %% ../nbs/09b_runs.ipynb #62d3c5a8
 def note_sitting(out: Path) -> None:
     "Add to environment.json where a run is gone on with, if that is another machine, another version or another commit than before."
     file, here = out / "environment.json", environment()
@@ -254,7 +254,7 @@ def begun(out: Path) -> bool:
     "Has a run in this folder got anywhere? One that failed before its first step may be begun anew."
     return any((out / name).exists() for name in (CHECKPOINT, PREVIOUS, METRICS, MODEL))
 
-
+# %% ../nbs/09b_runs.ipynb #88b17b22
 class Folder:
     "The folder of a run, claimed for this process. Of several processes that share a run only the first writes."
 
@@ -282,7 +282,7 @@ class Folder:
                 release(self.out)
             raise
 
-# %% ../nbs/09b_runs.ipynb #62d3c5a8
+# %% ../nbs/09b_runs.ipynb #42b78a82
 class LoggedFolder(Folder):
     "A folder with a log."
 
@@ -304,7 +304,7 @@ class LoggedFolder(Folder):
                 file.flush()
                 os.fsync(file.fileno())
 
-# %% ../nbs/09b_runs.ipynb #cbb205cf
+# %% ../nbs/09b_runs.ipynb #eade74c2
 class Run(LoggedFolder):
     "The memory of a run: its log and its checkpoints."
 
@@ -332,7 +332,7 @@ class Run(LoggedFolder):
                 save_weights(self.out / MODEL, model, about)
         release(self.out)
 
-# %% ../nbs/09b_runs.ipynb #42b78a82
+# %% ../nbs/09b_runs.ipynb #fe72b7b4
 def newest_whole(out: Path) -> tuple[dict[str, Tensor], dict] | None:
     "The newest whole checkpoint in a folder, None if there is none. Raises `InputError` if all are damaged."
     files = [file for file in (out / CHECKPOINT, out / PREVIOUS) if file.exists()]
