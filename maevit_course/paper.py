@@ -57,7 +57,8 @@ class Record:
 def results_folder() -> Path:
     "Where the records of this project's own runs lie: in a clone at the top, in an installed library inside of it."
     package = Path(maevit_course.__file__).parent
-    return next((root / "results" for root in (package, package.parent) if (root / "results").is_dir()), Path("results"))
+    found = [root / "results" for root in (package, package.parent) if (root / "results").is_dir()]
+    return found[0] if found else Path("results")
 
 
 def read_records(
@@ -66,7 +67,8 @@ def read_records(
 ) -> dict[str, Record]:  # by the run's name, in the plan's order
     "The records of the runs that have been done."
     folders = [(results or results_folder()) / scale / e.name for e in plan(SCALES[scale])]
-    return {f.name: Record(f, *read_run(f), json.loads((f / "summary.json").read_text())) for f in folders if (f / "summary.json").exists()}
+    folders = [folder for folder in folders if (folder / "summary.json").exists()]
+    return {f.name: Record(f, *read_run(f), json.loads((f / "summary.json").read_text())) for f in folders}
 
 # %% ../nbs/15_paper.ipynb #331dafb3
 def percent(share: float | None) -> str:
@@ -92,24 +94,26 @@ def count_macs(
 ) -> dict[str, int]:  # by part
     "Multiply-accumulates for one image, all patches visible."
     T, D = tokens, width
-    return {"MLP": depth * 4 * T * D * D, "patch projection": (T - 1) * patch_pixels * D, "last projection": T * D * D * last_projection,
-            "attention: qkv": depth * 3 * T * D * D, "attention: scores, mixing": depth * 2 * T * T * D, "attention: output": depth * T * D * D}
+    return {"MLP": depth * 4 * T * D * D, "patch projection": (T - 1) * patch_pixels * D,
+            "last projection": T * D * D * last_projection, "attention: qkv": depth * 3 * T * D * D,
+            "attention: scores, mixing": depth * 2 * T * T * D, "attention: output": depth * T * D * D}
 
 
 def table_3(records: dict[str, Record]) -> str:
-    "Table 3 in Markdown: what was published, then our own runs at the paper's size. A dash stands for a run that has not been done."
+    "Table 3 in Markdown: what was published, then our own runs at the paper's size; a dash is a run not done yet."
     show = lambda value: "–" if value is None else f"{value:.2f}"
     rows = [[p.model, *map(show, (p.c10, p.c100, p.parameters, p.macs)), p.source] for p in PUBLISHED]
-    parameters = sum(p.numel() for p in Classifier(Encoder(), 10).parameters()) / 1e6
-    for model, start in (("pre-trained on CIFAR-10", "c10"), ("pre-trained on CIFAR-100", "c100"), ("from scratch", "scratch")):
+    parameters, macs = sum(p.numel() for p in Classifier(Encoder(), 10).parameters()) / 1e6, sum(count_macs().values()) / 1e9
+    models = {"c10": "pre-trained on CIFAR-10", "c100": "pre-trained on CIFAR-100", "scratch": "from scratch"}
+    for start, model in models.items():
         cells = [percent(measured(records, f"{start}-to-{data}")) for data in ("c10", "c100")]
         epochs = f", {records[start].summary['epochs']} epochs" if start in records else ""
-        rows.append([f"**ours**, {model}{epochs}", *cells, show(parameters), show(sum(count_macs().values()) / 1e9), "results/paper"])
+        rows.append([f"**ours**, {model}{epochs}", *cells, show(parameters), show(macs), "results/paper"])
     return markdown_table(["model", "CIFAR-10", "CIFAR-100", "parameters (M)", "MACs (G)", "source"], rows)
 
 # %% ../nbs/15_paper.ipynb #9c472012
 def finetuning_table(records: dict[str, Record]) -> str:
-    "All fine-tuned classifiers in Markdown: what they started from, and their accuracy on whole test images after the last epoch."
+    "All fine-tuned classifiers in Markdown: what they started from, and their accuracy on test images after the last epoch."
     rows = []
     for start in dict.fromkeys(name.split("-to-")[0] for name in records if "-to-" in name):
         tuned = [records[name] for name in (f"{start}-to-c10", f"{start}-to-c100") if name in records]
@@ -120,12 +124,14 @@ def finetuning_table(records: dict[str, Record]) -> str:
 
 
 def pretraining_table(records: dict[str, Record]) -> str:
-    "All pre-trained models in Markdown: loss on test images, and how far their frozen embeddings tell the classes apart."
+    "All pre-trained models in Markdown: their losses, and how far their frozen embeddings tell the classes apart."
     names = [name for name, record in records.items() if record.config["phase"] == "pretrain"]
     rows = []
     for name in names:
         summary = records[name].summary
-        numbers = [f"{loss:.4f}" for loss in (summary["last"]["loss"], summary["measured"]["train_loss"], summary["measured"]["test_loss"])]
-        shares = [percent(summary["measured"][what]) for what in ("knn_mean", "linear_probe_mean", "linear_probe_dummy")]
-        rows.append([name, str(summary["epochs"]), *numbers, *shares])
-    return markdown_table(["run", "epochs", "last epoch's loss", "on whole training images", "on test images", "k-NN", "linear probe", "probe, dummy patch"], rows)
+        now = summary["measured"]
+        losses = [f"{loss:.4f}" for loss in (summary["last"]["loss"], now["train_loss"], now["test_loss"])]
+        shares = [percent(now[what]) for what in ("knn_mean", "linear_probe_mean", "linear_probe_dummy")]
+        rows.append([name, str(summary["epochs"]), *losses, *shares])
+    head = ["run", "epochs", "last epoch's loss", "on whole training images", "on test images"]
+    return markdown_table([*head, "k-NN", "linear probe", "probe, dummy patch"], rows)

@@ -19,7 +19,8 @@ import torch
 
 from .core import COLOURS, InputError, course_style
 from .data import ImageData
-from .evaluate import check_classes, confusion_matrix, reconstruction_error, show_confusion, show_reconstructions
+from .evaluate import (check_classes, confusion_matrix, reconstruction_error, show_confusion,
+                                    show_reconstructions)
 from .finetune import load_classifier, predict
 from .pretrain import load_mae
 
@@ -44,13 +45,14 @@ def figure_html(
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
     plt.close(figure)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    caption = html.escape(caption)
+    return f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
 
 # %% ../nbs/13a_report.ipynb #391838fd
 def cards_html(cards: dict[str, str]) -> str:
     "A row of large numbers, each with its name."
-    return '<div class="cards">' + "".join(
-        f'<div class="card{" second" if i else ""}"><b>{html.escape(value)}</b>{html.escape(name)}</div>' for i, (name, value) in enumerate(cards.items())) + "</div>"
+    card = lambda i, name, value: f'<div class="card{" second" if i else ""}"><b>{html.escape(value)}</b>{html.escape(name)}</div>'
+    return '<div class="cards">' + "".join(card(i, *item) for i, item in enumerate(cards.items())) + "</div>"
 
 
 def table_html(values: dict) -> str:
@@ -77,8 +79,10 @@ def read_run(
         lines = (out / "metrics.jsonl").read_text().splitlines()
         read = lambda name: json.loads((out / name).read_text())
         config, history, environment = read("config.json"), [json.loads(line) for line in lines], read("environment.json")
-        if not history or not {"phase", "recipe", "data"} <= config.keys():
-            raise ValueError("not one epoch is done" if config else "its config.json is empty")
+        if not {"phase", "recipe", "data"} <= config.keys():
+            raise ValueError("its config.json is not that of a run")
+        if not history:
+            raise ValueError("not one epoch is done")
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{str(out)!r} holds no complete run ({error})") from None
     return config, history, environment
@@ -87,7 +91,9 @@ def read_run(
 def duration(seconds: float) -> str:
     "Seconds as people say them."
     minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 # %% ../nbs/13a_report.ipynb #dafbc38b
 def show_curves(
@@ -112,22 +118,30 @@ def show_curves(
     return figure
 
 # %% ../nbs/13a_report.ipynb #3c79f493
-def pretraining_parts(out: Path, config: dict, history: list[dict], test: ImageData, device: torch.device | str) -> tuple[str, dict, str, str]:
+def pretraining_parts(
+    out: Path, config: dict, history: list[dict], test: ImageData, device: torch.device | str,
+) -> tuple[str, dict, str, str]:
     "Title, first card, curves and gallery of a pre-training run."
     mae = load_mae(out).to(device)
     loss = reconstruction_error(mae, test, config["recipe"]["mask_ratio"], config["recipe"]["alpha"])["loss"]
-    curves = figure_html(show_curves({"": history}, ("loss", "masked", "visible")), "Mean squared errors in training: Eq. 1, its masked and its visible part.")
-    gallery = figure_html(show_reconstructions(mae, test.images[:24], 4, config["recipe"]["mask_ratio"]), "Test images, each as original, what the model saw, and what it imagined.")
+    curves = figure_html(show_curves({"": history}, ("loss", "masked", "visible")),
+                         "Mean squared errors in training: Eq. 1, its masked and its visible part.")
+    gallery = figure_html(show_reconstructions(mae, test.images[:24], 4, config["recipe"]["mask_ratio"]),
+                          "Test images, each as original, what the model saw, and what it imagined.")
     return "Pre-training", {"loss on test images": f"{loss:.4f}"}, curves, gallery
 
 
-def finetuning_parts(out: Path, config: dict, history: list[dict], test: ImageData, device: torch.device | str) -> tuple[str, dict, str, str]:
+def finetuning_parts(
+    out: Path, config: dict, history: list[dict], test: ImageData, device: torch.device | str,
+) -> tuple[str, dict, str, str]:
     "Title, first card, curves and confusion matrix of a fine-tuning run."
     classifier, model, classes = load_classifier(out)
     check_classes(out, classes, test)
     predicted = predict(classifier.to(device), test, model.image_size, precision=config["recipe"]["precision"]).argmax(1)
-    curves = figure_html(show_curves({"": history}, ("loss", "accuracy", "test_accuracy")), "Loss and accuracy on augmented training images, accuracy on test images.")
-    confusion = figure_html(show_confusion(confusion_matrix(predicted, test.labels, len(classes)), classes), "Of each true class (row), the percentage taken for each class (column).")
+    curves = figure_html(show_curves({"": history}, ("loss", "accuracy", "test_accuracy")),
+                         "Loss and accuracy on augmented training images, accuracy on test images.")
+    confusion = figure_html(show_confusion(confusion_matrix(predicted, test.labels, len(classes)), classes),
+                            "Of each true class (row), the percentage taken for each class (column).")
     title = "Fine-tuning" if config["weights"] else "Training from scratch"
     return title, {"test accuracy": f"{100 * history[-1]['test_accuracy']:.2f} %"}, curves, confusion
 
@@ -145,8 +159,10 @@ def report(
         course_style()
         parts = pretraining_parts if config["phase"] == "pretrain" else finetuning_parts
         title, cards, curves, picture = parts(out, config, history, test, device)
-    cards |= {"epochs": str(last["epoch"]), "training": duration(last["seconds"]), "images/s": f"{last['images_per_s']:,.0f}"}
-    subtitle = f"{data['images']:,} images of {data['size']}×{data['size']} pixels from {data['name']}, {len(data['classes'])} classes"
+    cards |= {"epochs": str(last["epoch"]), "training": duration(last["seconds"]),
+              "images/s": f"{last['images_per_s']:,.0f}"}
+    subtitle = (f"{data['images']:,} images of {data['size']}×{data['size']} pixels from {data['name']}, "
+                f"{len(data['classes'])} classes")
     page = page_html(f"{title} · {data['name']}", subtitle, cards_html(cards), picture, "<h2>Curves</h2>", curves,
                      "<h2>Recipe</h2>", table_html(config["recipe"]), "<h2>Machine</h2>", table_html(environment))
     (out / "report.html").write_text(page, encoding="utf-8")

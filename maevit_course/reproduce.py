@@ -38,8 +38,8 @@ class Experiment:
     name: str  # also of its folder
     data: str  # "c10" or "c100"
     recipe: Recipe  # a `PretrainRecipe` or a `FinetuneRecipe`
-    start: "Experiment | None" = None  # for fine-tuning: the run whose encoder it starts from; None starts from scratch
-    labels_per_class: int | None = None  # for fine-tuning: use only so many labelled images of each class; None uses all
+    start: "Experiment | None" = None  # of fine-tuning: the run whose encoder it starts from; None is from scratch
+    labels_per_class: int | None = None  # of fine-tuning: use only so many labelled images of each class; None uses all
 
     @property
     def pretrains(self) -> bool:
@@ -58,23 +58,28 @@ class Scale:
 
 
 SCALES = {
-    "paper": Scale(PRETRAIN_RECIPES["paper"], FINETUNE_RECIPES["paper"], (400, 1600), (100, 50), {"c10": None, "c100": None}),
-    "small": Scale(PRETRAIN_RECIPES["small"], FINETUNE_RECIPES["small"], (100,), (5, 100), {"c10": 100, "c100": 10}),
+    "paper": Scale(PRETRAIN_RECIPES["paper"], FINETUNE_RECIPES["paper"], lengths=(400, 1600), trial=(100, 50),
+                   labels={"c10": None, "c100": None}),
+    "small": Scale(PRETRAIN_RECIPES["small"], FINETUNE_RECIPES["small"], lengths=(100,), trial=(5, 100),
+                   labels={"c10": 100, "c100": 10}),
 }
 
 # %% ../nbs/14a_reproduce.ipynb #ded7b119
 def trials(scale: Scale) -> dict[str, PretrainRecipe]:
     "The settings that are compared: the recipe's own, and those that differ from it in one point."
     model, recipe = scale.pretrain.model, scale.pretrain.with_epochs(scale.trial[0])
-    changes = {"trial": {}, "trial-norm": {"model": replace(model, norm_first=not model.norm_first)},
-               "trial-attention-dropout": {"model": replace(model, attention_dropout=0.0 if model.attention_dropout else 0.1)}}
+    other_dropout = 0.0 if model.attention_dropout else 0.1
+    changes = {"trial": {},
+               "trial-norm": {"model": replace(model, norm_first=not model.norm_first)},
+               "trial-attention-dropout": {"model": replace(model, attention_dropout=other_dropout)}}
     return {name: replace(recipe, **change) for name, change in changes.items()}
 
 
 def plan(scale: Scale) -> list[Experiment]:
     "All runs, in the order in which to do them: a pre-training run stands before those that start from it."
     def tune(start: Experiment, data: str, recipe: FinetuneRecipe = scale.finetune) -> Experiment:
-        return Experiment(f"{start.name}-to-{data}", data, replace(recipe, model=start.recipe.model), start, scale.labels[data])
+        recipe = replace(recipe, model=start.recipe.model)
+        return Experiment(f"{start.name}-to-{data}", data, recipe, start, scale.labels[data])
 
     runs = []
     for name, recipe in trials(scale).items():
@@ -82,7 +87,8 @@ def plan(scale: Scale) -> list[Experiment]:
         runs += [start, tune(start, "c10", scale.finetune.with_epochs(scale.trial[1]))]
     c10, c100 = (Experiment(data, data, scale.pretrain) for data in ("c10", "c100"))
     for start in (c10, c100):
-        scratch = Experiment(f"scratch-to-{start.data}", start.data, replace(scale.finetune, layer_decay=1.0), None, scale.labels[start.data])
+        alone = replace(scale.finetune, layer_decay=1.0)
+        scratch = Experiment(f"scratch-to-{start.data}", start.data, alone, None, scale.labels[start.data])
         runs += [start, tune(start, start.data), scratch]
     runs += [tune(c10, "c100"), tune(c100, "c10")]
     for epochs in scale.lengths:
@@ -105,7 +111,7 @@ def photographer(
     images: Tensor,  # (n, 3, H, W) uint8
     recipe: PretrainRecipe,
 ) -> Callable[[MAE, int], dict]:
-    "A watcher for `pretrain` that saves what the model makes of some images as epoch-….jpg, at the moments of Figure 5."
+    "A watcher for `pretrain` that saves what the model makes of some images, at the moments of Figure 5, as epoch-….jpg."
     moments = {max(1, round(moment / 4000 * recipe.epochs)) for moment in MOMENTS}
 
     def watch(mae: MAE, epoch: int) -> dict:
@@ -127,21 +133,25 @@ def train_one(experiment: Experiment, data: DataSets, out: Path, options: RunOpt
         return
     weights = out / experiment.start.name if experiment.start else None
     if weights and not (weights / MODEL).exists():
-        raise InputError(f"{experiment.name} starts from the weights of {experiment.start.name}, which are not in {str(out)!r}: do that run here first, "
-                         f"with a results folder of your own if its record is already there")
-    few = train if experiment.labels_per_class is None else train.few_labels(experiment.labels_per_class, experiment.recipe.seed)
-    finetune(few, test, experiment.recipe, folder, weights, options)
+        raise InputError(f"{experiment.name} starts from the weights of {experiment.start.name}, which are not in {str(out)!r}: "
+                         f"do that run here first, with a results folder of your own if its record is already there")
+    if experiment.labels_per_class is not None:
+        train = train.few_labels(experiment.labels_per_class, experiment.recipe.seed)
+    finetune(train, test, experiment.recipe, folder, weights, options)
 
 # %% ../nbs/14a_reproduce.ipynb #a14e1c57
-EVIDENCE = ("config.json", METRICS, "environment.json", "*.jpg", "summary.json")  # in the order of copying: a summary says that all is there
+#: In the order of copying: a summary says that all is there.
+EVIDENCE = ("config.json", METRICS, "environment.json", "*.jpg", "summary.json")
 
 
 def summarise_log(config: dict, history: list[dict]) -> dict:
     "What a summary says that follows from the run's log."
-    last, recipe = history[-1], config["recipe"]
-    return {"phase": config["phase"], "data": config["data"]["name"], "images": config["data"]["images"], "epochs": last["epoch"], "seed": recipe["seed"],
-            "minutes": round(last["seconds"] / 60, 2), "images_per_s": round(statistics.median(line["images_per_s"] for line in history), 1),
-            "last": {name: last[name] for name in ("loss", "masked", "visible", "accuracy", "test_accuracy", "test_loss") if name in last}}
+    last, data = history[-1], config["data"]
+    rate = statistics.median(line["images_per_s"] for line in history)
+    losses = [name for name in ("loss", "masked", "visible", "accuracy", "test_accuracy", "test_loss") if name in last]
+    return {"phase": config["phase"], "data": data["name"], "images": data["images"], "epochs": last["epoch"],
+            "seed": config["recipe"]["seed"], "minutes": round(last["seconds"] / 60, 2), "images_per_s": round(rate, 1),
+            "last": {name: last[name] for name in losses}}
 
 
 def measure_run(experiment: Experiment, data: DataSets, out: Path, device: torch.device) -> dict:
@@ -150,7 +160,8 @@ def measure_run(experiment: Experiment, data: DataSets, out: Path, device: torch
     config, history, _ = read_run(folder)
     measured = {name: round(value, 5) for name, value in evaluate(folder, train, test, device).items()}
     if experiment.pretrains:
-        save_picture(show_reconstructions(load_mae(folder), test.images[:24], 4, experiment.recipe.mask_ratio), folder / "gallery.jpg")
+        gallery = show_reconstructions(load_mae(folder), test.images[:24], 4, experiment.recipe.mask_ratio)
+        save_picture(gallery, folder / "gallery.jpg")
     start = experiment.start.name if experiment.start else None
     summary = {"name": experiment.name, "start": start, **summarise_log(config, history), "measured": measured}
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1).encode())
@@ -174,7 +185,7 @@ def choose(experiments: list[Experiment], names: tuple[str, ...]) -> list[Experi
 
 
 def is_kept(experiment: Experiment, results: Path) -> bool:
-    "Is the evidence of this run there already? Raises `InputError` if it is that of a run by another recipe, or of one that started from such a run."
+    "Is the evidence of this run there? Raises `InputError` if it, or the run it starts from, is by another recipe."
     folder = results / experiment.name
     if experiment.start:
         is_kept(experiment.start, results)
@@ -182,7 +193,8 @@ def is_kept(experiment: Experiment, results: Path) -> bool:
         return False
     kept, wanted = read_run(folder)[0]["recipe"], json.loads(json.dumps(asdict(experiment.recipe)))
     if changed := differences(kept, {**wanted, "precision": kept["precision"]}):  # "auto" has been settled
-        raise InputError(f"{str(folder)!r} holds the record of another run: {', '.join(changed)}; choose other folders for the runs and their results")
+        raise InputError(f"{str(folder)!r} holds the record of another run: {', '.join(changed)}; "
+                         f"choose other folders for the runs and their results")
     return True
 
 
@@ -203,9 +215,10 @@ def reproduce(
     results: Path,  # folder for their evidence
     options: RunOptions = RunOptions(),  # `minutes` is for the training of all runs together; measuring comes on top
 ) -> None:
-    "Do the runs that are not done yet. Raises `RunStopped` when the time is up, `InputError` or `Diverged` as `pretrain` and `finetune` do."
+    "Do the runs that are not done yet. Raises `RunStopped` when the time is up, else what `pretrain` and `finetune` raise."
     if WORLD_SIZE > 1:
-        raise InputError("a reproduction runs in one process: to share a run among several GPUs, use torchrun with maevit pretrain and finetune")
+        raise InputError("a reproduction runs in one process: "
+                         "to share a run among several GPUs, use torchrun with maevit pretrain and finetune")
     began = time.monotonic()
     for n, experiment in enumerate(experiments, 1):
         name = f"{n}/{len(experiments)} {experiment.name}"
@@ -224,7 +237,7 @@ def ship(
     path: str | Path,  # of the file to write, *.safetensors
     **said: str | float,  # more to say in its header
 ) -> None:
-    "Write the weights of a finished run with 16 bits each. They keep their recipe in the header, and can be used like those of the run."
+    "Write the weights of a finished run with 16 bits each. They keep their recipe, and can be used like the run's own."
     tensors, about = read_weights(source)
     halves = {name: tensor.half() for name, tensor in tensors.items()}
     if not all(half.isfinite().all() for half in halves.values()):

@@ -1,5 +1,6 @@
 """Bad input of every kind: one clear line, status 2, nothing overwritten, nothing run."""
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ from common import QUICK
 from maevit_course.cli import main
 from maevit_course.core import InputError
 from maevit_course.data import load_data
+from maevit_course.evaluate import show_confusion
+from maevit_course.report import read_run, report
 from maevit_course.runs import Damaged, digest, pack, read_weights, save_weights, unpack
 
 SMALL = ['--recipe', 'small', '--epochs', '1', '--batch-size', '2']
@@ -311,6 +314,18 @@ def test_messages_are_of_one_kind():
         load_data('x')
     with pytest.raises(InputError, match='no weights at'):
         read_weights('x')
+
+
+def test_a_report_of_a_run_without_an_epoch_is_refused(pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / 'run')
+    (tmp_path / 'run/metrics.jsonl').write_text('')
+    with pytest.raises(InputError, match='not one epoch is done'): report(tmp_path / 'run', load_data('shapes', limit=40)[1])
+    (tmp_path / 'run/config.json').write_text('{}')
+    with pytest.raises(InputError, match='not that of a run'): read_run(tmp_path / 'run')
+
+
+def test_a_class_may_be_called_anything():
+    show_confusion(torch.eye(2), (r'$\x$', '<b>')).savefig(io.BytesIO())
 
 
 def test_weights_of_sixteen_bits_are_read_as_thirtytwo(tmp_path):
