@@ -179,7 +179,7 @@ class Reproduce:
     "Do the runs behind the paper's tables and figures, as far as they are not done yet, and keep their records."
 
     names: Annotated[tuple[str, ...], Positional] = ()  # runs to do; none does the whole plan
-    scale: Literal["paper", "small"] = "paper"  # the paper's size, for a GPU, or one for two CPU cores and two hours or so
+    scale: Literal["paper", "small"] = "paper"  # the paper's size, for a GPU, or one for two CPU cores and a few hours
     epochs: int | None = None  # of the main pre-training runs; none takes the scale's
     finetune_epochs: int | None = None  # of the main fine-tuning runs
     cifar10: str = "cifar10"  # "cifar10" downloads it; or an .npz file or folder that holds it

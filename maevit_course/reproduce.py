@@ -87,7 +87,7 @@ def plan(scale: Scale) -> list[Experiment]:
         runs += [start, tune(start, "c10", scale.finetune.with_epochs(scale.trial[1]))]
     c10, c100 = (Experiment(data, data, scale.pretrain) for data in ("c10", "c100"))
     for start in (c10, c100):
-        alone = replace(scale.finetune, layer_decay=1.0)
+        alone = replace(scale.finetune, layer_decay=1.0)  # `finetune` insists on it without weights
         scratch = Experiment(f"scratch-to-{start.data}", start.data, alone, None, scale.labels[start.data])
         runs += [start, tune(start, start.data), scratch]
     runs += [tune(c10, "c100"), tune(c100, "c10")]
