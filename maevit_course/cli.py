@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'STATUS', 'DataOptions', 'Pretrain', 'Finetune', 'Evaluate', 'Bench', 'print_results', 'Demo',
-           'demo_report', 'Reproduce', 'defaults_for', 'one_line', 'parse', 'main']
+           'demo_report', 'Reproduce', 'defaults_for', 'one_line', 'parse', 'tell', 'main']
 
 # %% ../nbs/22_cli.ipynb #ca920e04
 import argparse
@@ -13,6 +13,7 @@ import io
 import json
 import re
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Union
@@ -265,6 +266,12 @@ STATUS = {InputError: (2, ""), OSError: (2, ""), Diverged: (1, ""), RunStopped: 
           KeyboardInterrupt: (130, "; the same command with --resume goes on from the last checkpoint")}
 
 
+def tell(message: str | Warning) -> None:
+    "One line on the standard error stream, from the first process only."
+    if RANK == 0:
+        print(f"maevit: {message}", file=sys.stderr)
+
+
 def main(
     words: list[str] | None = None,  # of the command line; None takes the program's own
 ) -> int:  # exit status: 0 done, 1 diverged, 2 wrong input, 130 stopped
@@ -273,14 +280,14 @@ def main(
     if words == ["--version"]:
         print(f"maevit_course {maevit_course.__version__}")
         return 0
-    try:
-        parse(words or ["--help"])()
-    except tuple(STATUS) as error:
-        status, more = next(value for kind, value in STATUS.items() if isinstance(error, kind))
-        if RANK == 0:
-            text = str(error) or "interrupted"
-            print(f"maevit: {text}{more}", file=sys.stderr)
-        return status
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *where, **more: tell(message)  # without the line of code it comes from
+        try:
+            parse(words or ["--help"])()
+        except tuple(STATUS) as error:
+            status, more = next(value for kind, value in STATUS.items() if isinstance(error, kind))
+            tell((str(error) or "interrupted") + more)
+            return status
     return 0
 
 

@@ -68,9 +68,12 @@ def check_sizes(
     config: "ModelConfig",
 ) -> None:
     "Raise `InputError` for sizes that cannot be built."
-    for name in ("image_size", "patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads", "mlp_ratio"):
-        if not 0 < getattr(config, name) < float("inf"):
-            raise InputError(f"{name} is {getattr(config, name)} but must be positive")
+    for name in ("image_size", "patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads"):
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} is {value!r} but must be a positive whole number")
+    if not 1 / min(config.width, config.decoder_width) <= config.mlp_ratio < float("inf"):
+        raise InputError(f"mlp_ratio is {config.mlp_ratio} but must leave at least one hidden unit")
     for name in ("dropout", "attention_dropout"):
         if not 0 <= getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)} but must be at least 0 and less than 1")

@@ -187,8 +187,9 @@ def load_classifier(
     "A fine-tuned classifier. Raises `InputError` for a file that is none."
     tensors, about = read_weights(path, "classifier")
     config = read_config(about, path)
-    if not about.get("classes"):
+    classes = about.get("classes")
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
         raise InputError(f"{str(path)!r} does not name its classes")
-    classifier = Classifier(build_encoder(config), len(about["classes"]), config.patch_size)
+    classifier = Classifier(build_encoder(config), len(classes), config.patch_size)
     fill(classifier, tensors, path)
-    return classifier.eval(), config, tuple(about["classes"])
+    return classifier.eval(), config, tuple(classes)

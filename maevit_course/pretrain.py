@@ -90,7 +90,7 @@ def read_config(about: dict, path: str | Path) -> ModelConfig:
     "The sizes that a weights file states. Raises `InputError` if it states none that make sense."
     try:
         return ModelConfig(**about["model"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, InputError) as error:
         raise InputError(f"{str(path)!r} does not say which model its weights belong to ({error})") from None
 
 

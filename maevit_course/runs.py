@@ -92,8 +92,8 @@ def unpack(
         tensors = dict(sorted(safetensors_load(content).items()))
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
         said = json.loads(header.get("maevit_course", "{}"))
-        about = said.get("about", {})
-    except (SafetensorError, ValueError, AttributeError) as error:
+        about = dict(said.get("about", {}))
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise Damaged(f"no readable safetensors file: {error}") from None
     if said and said.get("digest") != digest(json.dumps(about), *tensors, *tensors.values()):
         raise Damaged("its content is not what was written")
@@ -343,7 +343,7 @@ def newest_whole(out: Path) -> tuple[dict[str, Tensor], dict] | None:
                 raise Damaged("it is no checkpoint")
             return tensors, about
         except Damaged as error:
+            if file == files[-1]:
+                raise InputError(f"no checkpoint in {str(out)!r} is whole ({error}): begin anew in another folder") from None
             warnings.warn(f"{str(file)!r} is damaged ({error}); the checkpoint before it is used", stacklevel=2)
-    if files:
-        raise InputError(f"no checkpoint in {str(out)!r} is whole: begin anew in another folder")
     return None

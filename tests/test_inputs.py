@@ -4,6 +4,7 @@ import io
 import os
 import re
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -76,12 +77,11 @@ DATA = {
 }
 
 
-def refused(words, said, capsys):
-    "Status 2, a single line that says this; returned."
+def refused(words, said, capsys, warned=0):
+    "Status 2, and a single line that says this, after as many warnings."
     assert main([str(w) for w in words]) == 2
-    error = capsys.readouterr().err
-    assert said in error and error.count('\n') == 1 and error.startswith('maevit: '), error
-    return error
+    lines = capsys.readouterr().err.splitlines()
+    assert said in lines[-1] and len(lines) == 1 + warned and all(line.startswith('maevit: ') for line in lines), lines
 
 
 @pytest.mark.parametrize('what', DATA)
@@ -161,6 +161,10 @@ def test_bad_weights(pretrained, tmp_path, capsys):
         'of a classifier without classes': (pack(tensors, about | {'kind': 'classifier'}), 'does not name its classes'),
         'of another shape': (pack(tensors, about | {'model': about['model'] | {'width': 64}}), 'do not fit'),
         'without its sizes': (pack(tensors, {'kind': 'mae'}), 'which model'),
+        'of sizes that are no numbers': (pack(tensors, about | {'model': about['model'] | {'width': 128.5}}), 'width is 128.5'),
+        'of sizes that are words': (pack(tensors, about | {'model': about['model'] | {'dropout': 'much'}}), 'which model'),
+        'of no description': (pack(tensors, ['mae']), 'no readable safetensors'),
+        'of a classifier with one long class': (pack(tensors, about | {'kind': 'classifier', 'classes': 'cat'}), 'does not name its classes'),
         'of a model from the future': (pack(tensors, about | {'model': about['model'] | {'magic': 1}}), 'magic'),
         'a tensor short': (pack({n: t for n, t in tensors.items() if 'head' not in n}, about), 'do not fit'),
     }
@@ -170,6 +174,11 @@ def test_bad_weights(pretrained, tmp_path, capsys):
     spoil(tmp_path / 'model.safetensors', pack(tensors, about | {'kind': 'classifier'}))
     refused(['finetune', *QUICK, '--weights', tmp_path, '--out', tmp_path / 'run'], 'holds classifier weights', capsys)
     refused(['finetune', *QUICK, '--weights', pretrained, '--depth', '6', '--out', tmp_path / 'run'], 'depth (4 → 6)', capsys)
+
+
+def test_a_batch_too_large_for_the_gpu_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('maevit_course.pretrain.reconstruction_loss', mock.Mock(side_effect=torch.OutOfMemoryError))
+    refused(['pretrain', *QUICK, '--out', tmp_path / 'run'], 'too little memory for 640 images and steps of 128', capsys)
 
 
 def test_one_class_cannot_be_learned_but_may_be_looked_at(tmp_path, capsys):
@@ -239,9 +248,9 @@ def test_a_malicious_pickle_is_never_run(pretrained, tmp_path, capsys):
     for name in ('checkpoint.safetensors', 'checkpoint.previous.safetensors', 'model.safetensors'):
         shutil.copy(tmp_path / 'trap.pt', run / name)
     for words in (['evaluate', '--weights', tmp_path], ['finetune', *QUICK, '--weights', tmp_path, '--out', tmp_path / 'fine'],
-                  ['pretrain', '--data', tmp_path / 'x.npz'], ['pretrain', *QUICK, '--epochs', '6', '--out', run, '--resume'],
-                  ['evaluate', '--weights', run]):
+                  ['pretrain', '--data', tmp_path / 'x.npz'], ['evaluate', '--weights', run]):
         refused(words, '', capsys)
+    refused(['pretrain', *QUICK, '--epochs', '6', '--out', run, '--resume'], 'no checkpoint', capsys, warned=1)
     assert not (tmp_path / 'sprung').exists()
     with contextlib.suppress(FileExistsError):
         torch.load(tmp_path / 'trap.pt', weights_only=False)

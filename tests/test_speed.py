@@ -1,4 +1,4 @@
-"""Each fast form against its plain form: same function, same gradients, same distribution."""
+"""Each fast form against its plain form: same function, same gradients, same distribution. On a GPU too, where there is one: `pytest -k cuda`."""
 import shutil
 
 import pytest
@@ -18,7 +18,7 @@ TINY = dict(image_size=12, width=48, depth=2, decoder_width=48, decoder_depth=1)
 
 def loss_and_gradient(mae, images, noise, precision='fp32', loss_fn=None):
     mae.zero_grad()
-    with autocast(torch.device('cpu'), precision):
+    with autocast(images.device, precision):
         loss = (loss_fn or (lambda m, x, _: reconstruction_loss(*m(x, noise=noise))))(mae, images, None)['loss']
     loss.backward()
     return loss.detach(), torch.cat([p.grad.flatten() for p in mae.parameters()])
@@ -67,10 +67,10 @@ def test_without_dropout_the_fast_form_equals_the_plain_form(monkeypatch):
     torch.testing.assert_close(fast[1], plain[1], atol=1e-6, rtol=1e-4)
 
 
-def test_bf16_step_is_close_to_float32():
+def test_bf16_step_is_close_to_float32(device):
     set_seed(0)
-    mae = MAE(dropout=0.0, attention_dropout=0.0)
-    images, noise = torch.randn(8, 3, 36, 36), torch.rand(8, 144)
+    mae = MAE(dropout=0.0, attention_dropout=0.0).to(device)
+    images, noise = torch.randn(8, 3, 36, 36, device=device), torch.rand(8, 144, device=device)
     loss, gradient = loss_and_gradient(mae, images, noise)
     loss16, gradient16 = loss_and_gradient(mae, images, noise, 'bf16')
     assert abs(loss16 - loss) < 0.01 * loss
@@ -78,9 +78,10 @@ def test_bf16_step_is_close_to_float32():
 
 
 @pytest.mark.skipif(not shutil.which('g++'), reason='no C++ compiler')
-def test_compiled_step_equals_the_plain_one():
-    mae = MAE(**TINY, dropout=0.0, attention_dropout=0.0)
-    images, noise = torch.randn(4, 3, 12, 12), torch.rand(4, 16)
+@pytest.mark.filterwarnings('error:the step could not be compiled')
+def test_compiled_step_equals_the_plain_one(device):
+    mae = MAE(**TINY, dropout=0.0, attention_dropout=0.0).to(device)
+    images, noise = torch.randn(4, 3, 12, 12, device=device), torch.rand(4, 16, device=device)
     plain_fn = lambda m, x, _: reconstruction_loss(*m(x, noise=noise))
     plain = loss_and_gradient(mae, images, noise, loss_fn=plain_fn)
     fused = loss_and_gradient(mae, images, noise, loss_fn=compiled(plain_fn))
@@ -88,9 +89,9 @@ def test_compiled_step_equals_the_plain_one():
     torch.testing.assert_close(fused[1], plain[1], atol=1e-6, rtol=1e-4)
 
 
-def test_paper_step_learns():
+def test_paper_step_learns(device):
     set_seed(0)
-    step, images = paper_step('cpu'), torch.rand(4, 3, 36, 36)
+    step, images = paper_step(device), torch.rand(4, 3, 36, 36, device=device)
     losses = [step(images).item() for _ in range(12)]
     assert losses[-1] < 0.8 * losses[0]
 

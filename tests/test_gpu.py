@@ -1,0 +1,69 @@
+"""What only a GPU can show: `pytest tests -k "gpu or cuda"` before a long run on a machine that has one."""
+import json
+
+import pytest
+import torch
+
+from common import QUICK, losses
+from maevit_course.augment import AutoAugmentBatch, RandomResizedCropFlip
+from maevit_course.bench import recipe_step
+from maevit_course.cli import main
+from maevit_course.core import set_seed
+from maevit_course.data import ImageData, load_data
+from maevit_course.decoder import MAE
+from maevit_course.finetune import FINETUNE_RECIPES
+from maevit_course.pretrain import PRETRAIN_RECIPES
+from maevit_course.training import BLOCK, epoch_batches
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+GPU = torch.device('cuda')
+
+
+def test_the_model_computes_what_it_does_on_the_cpu():
+    set_seed(0)
+    mae = MAE().eval()
+    images, noise = torch.randn(8, 3, 36, 36), torch.rand(8, 144)
+    with torch.no_grad():
+        here, target, masked = mae(images, noise=noise)
+        there = mae.to(GPU)(images.to(GPU), noise=noise.to(GPU))
+    torch.testing.assert_close(there[0].cpu(), here, atol=1e-4, rtol=1e-3)
+    assert torch.equal(there[1].cpu(), target) and torch.equal(there[2].cpu(), masked)
+
+
+def test_autoaugment_draws_and_does_the_same():
+    images = load_data('shapes', limit=500)[0].images
+    results = []
+    for batch in (images, images.to(GPU)):
+        set_seed(0)
+        results.append(AutoAugmentBatch()(batch).cpu())
+    assert (results[0] != results[1]).float().mean() < 0.01  # a rotation may round a coordinate the other way
+
+
+@pytest.mark.parametrize('recipe', [PRETRAIN_RECIPES['paper'], FINETUNE_RECIPES['paper']], ids=['pretrain', 'finetune'])
+def test_steps_within_a_block_never_wait_for_the_gpu(recipe, request):
+    n = BLOCK * recipe.batch_size
+    data = ImageData(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (n,)), tuple('0123456789'), 'noise').to(GPU)
+    step, block = recipe_step(recipe, GPU), AutoAugmentBatch() if hasattr(recipe, 'auto_augment') else None
+    request.addfinalizer(lambda: torch.cuda.set_sync_debug_mode('default'))
+    for n, images, labels in epoch_batches(data, recipe, 0, 0, RandomResizedCropFlip(36, recipe.crop_scale), block):
+        step(images, labels)
+        if n == 2:  # all is compiled by now
+            torch.cuda.set_sync_debug_mode('error')
+    assert n == BLOCK - 1
+
+
+@pytest.mark.filterwarnings('error:the step could not be compiled')
+def test_a_run_is_stopped_resumed_evaluated_and_tuned(tmp_path, capsys):
+    words = ['pretrain', *QUICK[:-2], '--epochs', '6', '--device', 'cuda']
+    assert main([*words, '--out', str(tmp_path / 'whole')]) == 0
+    assert main([*words, '--out', str(tmp_path / 'parts'), '--minutes', '0.0001']) == 130
+    assert main([*words, '--out', str(tmp_path / 'parts'), '--resume']) == 0
+    assert losses(tmp_path / 'parts') == pytest.approx(losses(tmp_path / 'whole'), rel=1e-2)  # sums in another order
+    out = tmp_path / 'classifier'
+    assert main(['finetune', *QUICK[:-2], '--epochs', '3', '--device', 'cuda', '--weights', str(tmp_path / 'parts'), '--out', str(out)]) == 0
+    logged = json.loads((out / 'metrics.jsonl').read_text().splitlines()[-1])['test_accuracy']
+    assert json.loads((out / 'config.json').read_text())['recipe']['precision'] == 'bf16'
+    for device in ('cuda', 'cpu'):
+        capsys.readouterr()
+        assert main(['evaluate', *QUICK[:4], '--weights', str(out), '--device', device, '--json']) == 0
+        assert json.loads(capsys.readouterr().out)['accuracy'] == pytest.approx(logged, abs=0.02)
