@@ -13,8 +13,9 @@ help: ## show this table
 demo: $(INSTALLED) ## run the short demonstration (maevit demo)
 	$(BIN)/maevit demo $(ARGS)
 
+# Two processes with one thread each keep two cores busier than one process with two.
 test: $(INSTALLED) ## run all tests; options for pytest go in ARGS="..."
-	$(BIN)/python -m pytest -q --durations=10 tests $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 tests $(ARGS)
 
 lab: $(INSTALLED) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs $(ARGS)
