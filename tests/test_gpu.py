@@ -1,11 +1,14 @@
-"""What only a GPU can show: `pytest tests -k "gpu or cuda"` before a long run on a machine that has one."""
+"""What only a GPU can show, and what can be known of one without it. Before a long run on a GPU: `pytest tests -k "gpu or cuda"`."""
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common import QUICK, losses
-from maevit_course.augment import AutoAugmentBatch, RandomResizedCropFlip
+from maevit_course.augment import CIFAR10_POLICIES, AutoAugmentBatch, RandomResizedCropFlip, apply_operation, magnitude_of
 from maevit_course.bench import recipe_step
 from maevit_course.cli import main
 from maevit_course.core import set_seed
@@ -15,10 +18,39 @@ from maevit_course.finetune import FINETUNE_RECIPES
 from maevit_course.pretrain import PRETRAIN_RECIPES
 from maevit_course.training import BLOCK, epoch_batches
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 GPU = torch.device('cuda')
+RECIPES = pytest.mark.parametrize('recipe', [PRETRAIN_RECIPES['paper'], FINETUNE_RECIPES['paper']], ids=['pretrain', 'finetune'])
 
 
+def noise(n, device):
+    "Images that only have a shape."
+    images = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8, device=device)
+    return ImageData(images, torch.randint(10, (n,), device=device), tuple('0123456789'), 'noise')
+
+
+@RECIPES
+def test_on_a_pretended_gpu_steps_mix_no_devices_and_read_no_numbers(recipe, monkeypatch):
+    "Fake tensors have a shape and a device, but no numbers: whatever would need these, or a second device, raises."
+    monkeypatch.setattr('maevit_course.data.check_data', lambda *_: None)  # reads the labels, once, before the training
+    monkeypatch.setattr(nn.Module, 'to', lambda self, _: self)
+    monkeypatch.setattr(torch.Tensor, 'backward', lambda _: None)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with GPU:
+            step = recipe_step(replace(recipe, compile=False, precision='fp32'), GPU)
+        for _, images, labels in epoch_batches(noise(2 * recipe.batch_size, GPU), recipe, 0, 0, RandomResizedCropFlip(36, recipe.crop_scale)):
+            said = step(images, labels)
+            assert images.is_cuda and all(value.is_cuda and not value.shape for value in said.values())
+
+
+def test_on_a_pretended_gpu_autoaugment_stays_there():
+    operations = {(name, magnitude_of(name, level, 32)) for policy in CIFAR10_POLICIES for name, _, level in policy}
+    with FakeTensorMode():
+        images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8, device=GPU)
+        assert all(apply_operation(images, *operation).is_cuda for operation in operations)
+
+
+@on_a_gpu
 def test_the_model_computes_what_it_does_on_the_cpu():
     set_seed(0)
     mae = MAE().eval()
@@ -30,6 +62,7 @@ def test_the_model_computes_what_it_does_on_the_cpu():
     assert torch.equal(there[1].cpu(), target) and torch.equal(there[2].cpu(), masked)
 
 
+@on_a_gpu
 def test_autoaugment_draws_and_does_the_same():
     images = load_data('shapes', limit=500)[0].images
     results = []
@@ -39,10 +72,10 @@ def test_autoaugment_draws_and_does_the_same():
     assert (results[0] != results[1]).float().mean() < 0.01  # a rotation may round a coordinate the other way
 
 
-@pytest.mark.parametrize('recipe', [PRETRAIN_RECIPES['paper'], FINETUNE_RECIPES['paper']], ids=['pretrain', 'finetune'])
+@on_a_gpu
+@RECIPES
 def test_steps_within_a_block_never_wait_for_the_gpu(recipe, request):
-    n = BLOCK * recipe.batch_size
-    data = ImageData(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (n,)), tuple('0123456789'), 'noise').to(GPU)
+    data = noise(BLOCK * recipe.batch_size, GPU)
     step, block = recipe_step(recipe, GPU), AutoAugmentBatch() if hasattr(recipe, 'auto_augment') else None
     request.addfinalizer(lambda: torch.cuda.set_sync_debug_mode('default'))
     for n, images, labels in epoch_batches(data, recipe, 0, 0, RandomResizedCropFlip(36, recipe.crop_scale), block):
@@ -52,6 +85,7 @@ def test_steps_within_a_block_never_wait_for_the_gpu(recipe, request):
     assert n == BLOCK - 1
 
 
+@on_a_gpu
 @pytest.mark.filterwarnings('error:the step could not be compiled')
 def test_a_run_is_stopped_resumed_evaluated_and_tuned(tmp_path, capsys):
     words = ['pretrain', *QUICK[:-2], '--epochs', '6', '--device', 'cuda']
