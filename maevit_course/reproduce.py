@@ -55,13 +55,14 @@ class Scale:
     lengths: tuple[int, ...]  # epochs of further pre-training runs on CIFAR-10
     trial: tuple[int, int]  # epochs of pre-training and fine-tuning when settings are compared
     labels: dict[str, int | None]  # labelled images of each class for fine-tuning, for each data set; None uses all
+    all_labels: int | None = None  # epochs of two more fine-tuning runs with all labels of CIFAR-10; None where `labels` are all
 
 
 SCALES = {
     "paper": Scale(PRETRAIN_RECIPES["paper"], FINETUNE_RECIPES["paper"], lengths=(400, 1600), trial=(100, 50),
                    labels={"c10": None, "c100": None}),
     "small": Scale(PRETRAIN_RECIPES["small"], FINETUNE_RECIPES["small"], lengths=(100,), trial=(5, 100),
-                   labels={"c10": 100, "c100": 10}),
+                   labels={"c10": 100, "c100": 10}, all_labels=20),
 }
 
 # %% ../nbs/14a_reproduce.ipynb #ded7b119
@@ -77,9 +78,11 @@ def trials(scale: Scale) -> dict[str, PretrainRecipe]:
 
 def plan(scale: Scale) -> list[Experiment]:
     "All runs, in the order in which to do them: a pre-training run stands before those that start from it."
-    def tune(start: Experiment, data: str, recipe: FinetuneRecipe = scale.finetune) -> Experiment:
-        recipe = replace(recipe, model=start.recipe.model)
-        return Experiment(f"{start.name}-to-{data}", data, recipe, start, scale.labels[data])
+    def tune(start: Experiment | None, data: str, recipe: FinetuneRecipe = scale.finetune, all_labels: bool = False) -> Experiment:
+        # Without weights there is nothing that layer-wise decay could protect, and `finetune` insists on 1.
+        recipe = replace(recipe, model=start.recipe.model) if start else replace(recipe, layer_decay=1.0)
+        name = f"{start.name if start else 'scratch'}-to-{data}{'-all' if all_labels else ''}"
+        return Experiment(name, data, recipe, start, None if all_labels else scale.labels[data])
 
     runs = []
     for name, recipe in trials(scale).items():
@@ -87,13 +90,14 @@ def plan(scale: Scale) -> list[Experiment]:
         runs += [start, tune(start, "c10", scale.finetune.with_epochs(scale.trial[1]))]
     c10, c100 = (Experiment(data, data, scale.pretrain) for data in ("c10", "c100"))
     for start in (c10, c100):
-        alone = replace(scale.finetune, layer_decay=1.0)  # `finetune` insists on it without weights
-        scratch = Experiment(f"scratch-to-{start.data}", start.data, alone, None, scale.labels[start.data])
-        runs += [start, tune(start, start.data), scratch]
+        runs += [start, tune(start, start.data), tune(None, start.data)]
     runs += [tune(c10, "c100"), tune(c100, "c10")]
     for epochs in scale.lengths:
         start = Experiment(f"c10-{epochs}", "c10", scale.pretrain.with_epochs(epochs))
         runs += [start, tune(start, "c10")]
+    if scale.all_labels:
+        recipe = scale.finetune.with_epochs(scale.all_labels)
+        runs += [tune(weights, "c10", recipe, all_labels=True) for weights in (start, None)]  # from the longest run, and from scratch
     return runs
 
 # %% ../nbs/14a_reproduce.ipynb #5647ca2b
