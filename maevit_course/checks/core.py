@@ -74,13 +74,15 @@ def difference(
     if isinstance(expected, dict):
         if answer.keys() != expected.keys():
             return f"has the keys {sorted(map(str, answer))}, but {sorted(map(str, expected))} are expected"
-        answer, expected = list(answer.values()), [expected[key] for key in answer]
-    if isinstance(expected, (tuple, list)):
+        parts = {f"entry {key!r}": (answer[key], expected[key]) for key in expected}
+    elif isinstance(expected, (tuple, list)):
         if len(answer) != len(expected):
             return f"has {len(answer)} parts, but {len(expected)} are expected"
-        parts = ((i, difference(a, e, tolerance)) for i, (a, e) in enumerate(zip(answer, expected)))
-        return next((f"part {i} {text}" for i, text in parts if text), None)
-    return None if answer == expected else f"is {show(answer)}, but {show(expected)} is expected"
+        parts = {f"part {i}": pair for i, pair in enumerate(zip(answer, expected))}
+    else:
+        return None if answer == expected else f"is {show(answer)}, but {show(expected)} is expected"
+    texts = ((name, difference(*pair, tolerance)) for name, pair in parts.items())
+    return next((f"{name} {text}" for name, text in texts if text), None)
 
 # %% ../../nbs/checks/00_check.ipynb #b80877f4
 @dataclass(frozen=True)
