@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RANK', 'WORLD_SIZE', 'COLOURS', 'derive_seed', 'set_seed', 'draw_rows', 'InputError', 'pick_device',
-           'keep_freed_memory', 'course_style', 'show_images']
+           'keep_freed_memory', 'prepare', 'course_style', 'show_images']
 
 # %% ../nbs/00_core.ipynb #09285743
 import contextlib
@@ -56,6 +56,9 @@ def pick_device(
     try:
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
+        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+        if name == "cuda" and WORLD_SIZE > 1 and here > gpus:
+            raise InputError(f"{here} processes share this machine, but it has {gpus} GPUs: start as many as it has, or choose the device 'cpu'")
         device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and WORLD_SIZE > 1 else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -71,6 +74,18 @@ def keep_freed_memory() -> bool:  # did it work?
         mmap_threshold, trim_threshold, arenas = (-3, 2**25), (-1, 2**31 - 1), (-8, 1)  # as in malloc.h
         return all([mallopt(*option) for option in (mmap_threshold, trim_threshold, arenas)])
     return False
+
+# %% ../nbs/00_core.ipynb #b533b0e0
+def prepare(
+    device: torch.device,
+) -> None:
+    "Set this process up for training on a device."
+    if device.type == "cpu":
+        keep_freed_memory()
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # rounds the probability of dropout
+        if device.index is not None:
+            torch.cuda.set_device(device)
 
 # %% ../nbs/00_core.ipynb #b520f965
 #: Colours that readers with any colour vision can tell apart (Okabe and Ito 2008).

@@ -156,6 +156,8 @@ def finetune(
     options: RunOptions = RunOptions(),  # how to run: resume, device, …
 ) -> Classifier:  # trained, on the device; also saved as `out`/model.safetensors
     "Fine-tune the encoder with a linear layer on top (Section 3.3). Raises `InputError`, `RunStopped` or `Diverged`, see `fit`."
+    device = pick_device(options.device)
+    test = test.to(device)  # once, and not again for every test
     if len(train.classes) < 2:
         raise InputError(f"{train.name!r} has the one class {train.classes[0]!r}: to classify takes at least two classes")
     if weights is not None:
@@ -163,7 +165,7 @@ def finetune(
         recipe = replace(recipe, model=sizes_of(weights, about, recipe.model))
     else:
         recipe = replace(recipe, layer_decay=1.0)  # there is nothing to protect
-    recipe = settled(recipe, pick_device(options.device))
+    recipe = settled(recipe, device)
     config = {"phase": "finetune", "recipe": asdict(recipe), "data": describe(train), "weights": digest(*tensors.values()) if weights else None}
     run = Run(out, config, options.resume)
     set_seed(recipe.seed, "weights")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .control import Diverged, Processes, Progress, RunStopped, StopRequest, joined
-from .core import RANK, WORLD_SIZE, InputError, derive_seed, keep_freed_memory, pick_device, set_seed
+from .core import RANK, WORLD_SIZE, InputError, derive_seed, pick_device, prepare, set_seed
 from .data import ImageData, normalize
 from .runs import Run
 from .schedules import WarmupCosine, scaled_lr
@@ -160,7 +160,7 @@ def epoch_batches(
 # %% ../nbs/10_training.ipynb #c561d41f
 @dataclass(frozen=True)
 class RunOptions:
-    "How to run. Nothing here is part of the recipe; on the same device it does not change the result."
+    "How to run. Nothing here is part of the recipe; on the same CPU it does not change the result."
 
     resume: bool = False  # go on with the run in the output folder, if there is one
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", …
@@ -342,9 +342,8 @@ def fit(
     if len(data) < recipe.batch_size:
         raise InputError(f"batch_size {recipe.batch_size} is more than the {len(data)} training images: choose a smaller one")
     device = pick_device(options.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    elif recipe.compile:
+    prepare(device)
+    if recipe.compile and device.type != "cpu":
         loss_fn = compiled(loss_fn)
     try:
         with joined(device, recipe.batch_size) as processes, StopRequest(options.minutes) as stop:

@@ -13,7 +13,7 @@ from maevit_course.cli import main
 from maevit_course.runs import CHECKPOINT, PREVIOUS
 
 KILLS = int(os.environ.get('MAEVIT_KILLS', 3))
-ONE_THREAD = {**os.environ, 'OMP_NUM_THREADS': '1'}
+ONE_THREAD = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
 
 @pytest.fixture(scope='module')

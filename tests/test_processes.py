@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from common import QUICK, losses, maevit
+from maevit_course.core import InputError, pick_device
 
 EPOCHS = 3
+ON_CPU = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
 
 def torchrun(processes, *words):
@@ -18,7 +20,7 @@ def torchrun(processes, *words):
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     return subprocess.run([sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', f'--master_port={port}', *words],
-                          env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
+                          env=ON_CPU, capture_output=True, text=True, timeout=300)
 
 
 def pretrain(out, *more):
@@ -28,7 +30,7 @@ def pretrain(out, *more):
 @pytest.mark.parametrize('phase', ['pretrain', 'finetune'])
 def test_two_processes_give_the_loss_curve_of_one(phase, tmp_path):
     words = [phase, *QUICK, '--epochs', str(EPOCHS)]
-    subprocess.run(maevit(*words, '--out', tmp_path / 'one'), check=True, stdout=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    subprocess.run(maevit(*words, '--out', tmp_path / 'one'), check=True, stdout=subprocess.DEVNULL, env=ON_CPU)
     done = torchrun(2, '-m', 'maevit_course.cli', *words, '--out', str(tmp_path / 'two'))
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path / 'two') == pytest.approx(losses(tmp_path / 'one'), rel=1e-4)
@@ -37,13 +39,13 @@ def test_two_processes_give_the_loss_curve_of_one(phase, tmp_path):
 
 def test_begun_by_one_process_and_resumed_by_two(pretrained, tmp_path):
     out = tmp_path / 'mae'
-    stopped = subprocess.run([sys.executable, *pretrain(out, '--minutes', '0.001')], capture_output=True, text=True)
+    stopped = subprocess.run([sys.executable, *pretrain(out, '--minutes', '0.001')], env=ON_CPU, capture_output=True, text=True)
     assert stopped.returncode == 130
     done = torchrun(2, *pretrain(out, '--resume'))
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (out / 'metrics.jsonl').read_text().splitlines()]
     assert [line['epoch'] for line in lines] == [1, 2, 3]
-    whole = subprocess.run([sys.executable, *pretrain(tmp_path / 'whole')], capture_output=True)
+    whole = subprocess.run([sys.executable, *pretrain(tmp_path / 'whole')], env=ON_CPU, capture_output=True)
     assert whole.returncode == 0 and losses(out) == pytest.approx(losses(tmp_path / 'whole'), rel=1e-4)
 
 
@@ -51,6 +53,14 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
     done = torchrun(2, *pretrain(tmp_path / 'mae', '--batch-size', '33'))
     assert done.returncode != 0 and 'batch_size 33 cannot be shared equally by 2 processes' in done.stderr
     assert not (tmp_path / 'mae/model.safetensors').exists()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr('maevit_course.core.WORLD_SIZE', 4)
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
+    with pytest.raises(InputError, match='4 processes share this machine, but it has 2 GPUs'):
+        pick_device('cuda')
 
 
 def test_shares_of_a_batch_do_not_overlap(monkeypatch):

@@ -1,4 +1,4 @@
-"""Each fast form against its plain form: same function, same gradients, same distribution. On a GPU too, where there is one: `pytest -k cuda`."""
+"""Each fast form against its plain form: same function, same gradients, same distribution. On a GPU too, where there is one."""
 import shutil
 
 import pytest
@@ -89,6 +89,7 @@ def test_compiled_step_equals_the_plain_one(device):
     torch.testing.assert_close(fused[1], plain[1], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings('error:the step could not be compiled')
 def test_paper_step_learns(device):
     set_seed(0)
     step, images = paper_step(device), torch.rand(4, 3, 36, 36, device=device)
