@@ -114,12 +114,12 @@ def table_3(records: dict[str, Record]) -> str:
 # %% ../nbs/15_paper.ipynb #9c472012
 def finetuning_table(records: dict[str, Record]) -> str:
     "All fine-tuned classifiers in Markdown: what they started from, and their accuracy on test images after the last epoch."
-    rows = []
-    for start in dict.fromkeys(name.split("-to-")[0] for name in records if "-to-" in name):
-        tuned = [records[name] for name in (f"{start}-to-c10", f"{start}-to-c100") if name in records]
-        epochs = "none" if start == "scratch" else str(records[start].summary["epochs"]) if start in records else "?"
-        cells = [percent(measured(records, f"{start}-to-{data}")) for data in ("c10", "c100")]
-        rows.append([start, epochs, str(tuned[0].summary["epochs"]), *cells])
+    rows, epochs = [], {"scratch": "none", **{name: str(record.summary["epochs"]) for name, record in records.items()}}
+    tuned = [name for name in records if "-to-" in name]
+    for start, more in dict.fromkeys((name.split("-to-")[0], "-all" if name.endswith("-all") else "") for name in tuned):
+        names = [f"{start}-to-{data}{more}" for data in ("c10", "c100")]
+        cells = [percent(measured(records, name)) for name in names]
+        rows.append([start + ", all labels" * bool(more), epochs.get(start, "?"), next(epochs[name] for name in names if name in records), *cells])
     return markdown_table(["starts from", "epochs of pre-training", "of fine-tuning", "CIFAR-10", "CIFAR-100"], rows)
 
 

@@ -131,7 +131,9 @@ DataSets = dict[str, tuple[ImageData, ImageData]]  # training and test images, b
 
 def train_one(experiment: Experiment, data: DataSets, out: Path, options: RunOptions) -> None:
     "Do a run, or go on with it. Raises `InputError` if the run that it starts from is not in `out`."
-    (train, test), folder, options = data[experiment.data], out / experiment.name, replace(options, resume=True)
+    train, test = data[experiment.data]
+    folder = out / experiment.name
+    options = replace(options, resume=True)
     if experiment.pretrains:
         pretrain(train, experiment.recipe, folder, options, photographer(folder, train.images[:4], experiment.recipe))
         return
