@@ -81,6 +81,8 @@ def bench(
     "Time the data alone, a model step alone, and the whole training. Raises `InputError` for fewer images than a batch."
     if len(data) < recipe.batch_size:
         raise InputError(f"batch_size {recipe.batch_size} is more than the {len(data)} images: choose a smaller one")
+    if not 0 < seconds < 3600:
+        raise InputError(f"seconds is {seconds} but must be positive and less than an hour")
     data, step = data.to(device), recipe_step(recipe, device, len(data.classes))
     transform = RandomResizedCropFlip(recipe.model.image_size, recipe.crop_scale)
     block = AutoAugmentBatch() if getattr(recipe, "auto_augment", False) else None
@@ -95,8 +97,6 @@ def bench(
     _, images, labels = next(loading)
     works = {"data": lambda: len(next(loading)[1]), "step": lambda: step(images, labels) and len(images),
              "training": lambda: step(*next(training)[1:]) and recipe.batch_size}
-    if not 0 < seconds < 3600:
-        raise InputError(f"seconds is {seconds} but must be positive and less than an hour")
     # Heavy augmentation is done once a block, so whole blocks are measured; and a GPU must not be waited for after each step.
     repeats = BLOCK if block or device.type == "cuda" else 1
     rates = {name: images_per_second(work, device, seconds, repeats) for name, work in works.items()}

@@ -1,11 +1,14 @@
 """What tests of the command line share."""
 import hashlib
 import json
+import os
 import sys
 
 #: A recipe of seconds: 5 steps an epoch, exact on any CPU.
 QUICK = ['--data', 'shapes', '--limit', '640', '--recipe', 'small', '--precision', 'fp32']
 EPOCHS = 6
+#: For processes that must end with the same bits, or share a machine with one GPU or none.
+ON_CPU = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
 
 def maevit(*words):

@@ -8,12 +8,11 @@ import time
 
 import pytest
 
-from common import EPOCHS, QUICK, digest, losses, maevit
+from common import EPOCHS, ON_CPU, QUICK, digest, losses, maevit
 from maevit_course.cli import main
 from maevit_course.runs import CHECKPOINT, PREVIOUS
 
 KILLS = int(os.environ.get('MAEVIT_KILLS', 3))
-ONE_THREAD = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
 
 @pytest.fixture(scope='module')
@@ -21,7 +20,7 @@ def undisturbed(tmp_path_factory):
     "A run in a process of its own, one thread; its folder and the seconds it took."
     out = tmp_path_factory.mktemp('undisturbed') / 'mae'
     start = time.monotonic()
-    subprocess.run(command(out), check=True, env=ONE_THREAD, stdout=subprocess.DEVNULL)
+    subprocess.run(command(out), check=True, env=ON_CPU, stdout=subprocess.DEVNULL)
     return out, time.monotonic() - start
 
 
@@ -30,7 +29,7 @@ def command(out, *more):
 
 
 def resume(out):
-    return subprocess.run(command(out, '--resume'), env=ONE_THREAD, capture_output=True, text=True)
+    return subprocess.run(command(out, '--resume'), env=ON_CPU, capture_output=True, text=True)
 
 
 def same(out, undisturbed):
@@ -42,7 +41,7 @@ def test_killed_at_a_random_moment(seed, undisturbed, tmp_path):
     "kill -9 at any time between the start of the process and its end; again while it resumes."
     out = tmp_path / 'mae'
     for chance in (random.Random(seed).random(), random.Random(-seed - 1).random()):
-        process = subprocess.Popen(command(out, '--resume'), env=ONE_THREAD, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command(out, '--resume'), env=ON_CPU, stdout=subprocess.DEVNULL)
         time.sleep(chance * undisturbed[1])
         process.kill()
         process.wait()
@@ -53,7 +52,7 @@ def test_killed_at_a_random_moment(seed, undisturbed, tmp_path):
 @pytest.mark.parametrize('kind', [signal.SIGTERM, signal.SIGINT])
 def test_a_polite_signal_saves_and_says_how_to_go_on(kind, undisturbed, tmp_path):
     out = tmp_path / 'mae'
-    process = subprocess.Popen(command(out)[:-1] + ['60'], env=ONE_THREAD, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(out)[:-1] + ['60'], env=ON_CPU, stderr=subprocess.PIPE, text=True)
     while not (out / 'metrics.jsonl').exists() or not losses(out):
         time.sleep(0.02)
     process.send_signal(kind)
@@ -66,7 +65,7 @@ def test_a_polite_signal_saves_and_says_how_to_go_on(kind, undisturbed, tmp_path
 def stopped(tmp_path):
     "A run that was stopped after some steps, with two checkpoints."
     out = tmp_path / 'mae'
-    process = subprocess.Popen(command(out), env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(out), env=ON_CPU, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (out / 'metrics.jsonl').exists() or not losses(out):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
@@ -93,14 +92,14 @@ def test_two_damaged_checkpoints_are_an_error_and_stay_as_they_are(stopped):
 def test_a_full_disk_keeps_the_last_checkpoint(stopped, undisturbed):
     "Files may grow no larger than 1 MB; a checkpoint has 8."
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
-    done = subprocess.run(command(stopped, '--resume'), env=ONE_THREAD, preexec_fn=limit, capture_output=True, text=True)
+    done = subprocess.run(command(stopped, '--resume'), env=ON_CPU, preexec_fn=limit, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count('\n') == 1
     assert 'File too large' in done.stderr and 'last checkpoint is whole' in done.stderr
     assert resume(stopped).returncode == 0 and same(stopped, undisturbed)
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    process = subprocess.Popen(command(tmp_path / 'mae'), env=ONE_THREAD, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(tmp_path / 'mae'), env=ON_CPU, stdout=subprocess.DEVNULL)
     try:
         while not (tmp_path / 'mae/metrics.jsonl').exists():
             time.sleep(0.02)

@@ -1,6 +1,5 @@
 """Two processes train as one does, and resume what one has begun."""
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -8,11 +7,10 @@ import sys
 import pytest
 import torch
 
-from common import QUICK, losses, maevit
+from common import ON_CPU, QUICK, losses, maevit
 from maevit_course.core import InputError, pick_device
 
 EPOCHS = 3
-ON_CPU = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
 
 def torchrun(processes, *words):
