@@ -18,68 +18,84 @@ from .core import InputError, draw_rows
 
 # %% ../nbs/02_augment.ipynb #079907e0
 def random_boxes(
-    n: int,  # how many
-    height: int, width: int,  # of the images, in pixels
-    scale: tuple[float, float],  # smallest and largest part of the area
+    n: int,  # number of boxes
+    height: int,  # of the images, in pixels
+    width: int,  # of the images, in pixels
+    scale: tuple[float, float],  # smallest and largest fraction of the area
     ratio: tuple[float, float] = (3 / 4, 4 / 3),  # narrowest and widest box, width : height
     device: torch.device | str = "cpu",
 ) -> Tensor:  # (n, 4) int64: top, left, box height, box width
-    "Boxes as torchvision's `RandomResizedCrop` draws them: the first of ten tries that fits, else the largest box in the middle."
+    """Draw random boxes with the distribution of torchvision's `RandomResizedCrop`.
+
+    Each box is the first of ten tries that fits into the image, or else the largest box in
+    the middle.
+    """
     tries = 10
     area = height * width * torch.empty(n, tries, device=device).uniform_(*scale)
-    shape = torch.empty(n, tries, device=device).uniform_(math.log(ratio[0]), math.log(ratio[1])).exp()
+    narrowest, widest = math.log(ratio[0]), math.log(ratio[1])
+    shape = torch.empty(n, tries, device=device).uniform_(narrowest, widest).exp()
     w, h = (area * shape).sqrt().round().long(), (area / shape).sqrt().round().long()  # (n, 10)
-    fits = (0 < w) & (w <= width) & (0 < h) & (h <= height)
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.int().argmax(1, keepdim=True)  # (n, 1)
     w, h, fits = (t.gather(1, first).squeeze(1) for t in (w, h, fits))  # (n,)
     w = torch.where(fits, w, min(width, round(height * ratio[1])))
     h = torch.where(fits, h, min(height, round(width / ratio[0])))
-    top, left = (torch.rand(2, n, device=device) * torch.stack([height - h + 1, width - w + 1])).long()
-    return torch.stack([torch.where(fits, top, (height - h) // 2), torch.where(fits, left, (width - w) // 2), h, w], 1)
+    places = torch.stack([height - h + 1, width - w + 1])  # (2, n): possible rows and columns
+    top, left = (torch.rand(2, n, device=device) * places).long()
+    top = torch.where(fits, top, (height - h) // 2)
+    left = torch.where(fits, left, (width - w) // 2)
+    return torch.stack([top, left, h, w], 1)
 
 # %% ../nbs/02_augment.ipynb #6148021f
 def resize_matrix(
-    start: Tensor, length: Tensor,  # (B,): first pixel and number of pixels of the part to keep
+    start: Tensor,  # (B,): first pixel of the part to keep
+    length: Tensor,  # (B,): number of pixels of the part to keep
     n_in: int,  # pixels of the whole axis
-    n_out: int,  # pixels to make of the part
+    n_out: int,  # pixels of the resized part
 ) -> Tensor:  # (B, n_out, n_in) float32, every row sums to 1
-    "Weights that crop one axis and resize the part: bilinear, anti-aliased where it shrinks."
+    "Compute weights that crop an axis and resize the part: bilinear, anti-aliased if it shrinks."
     start, length = start[:, None, None].float(), length[:, None, None].float()
     step = length / n_out  # old pixels per new pixel
-    reach = step.clamp(min=1)  # wider than one pixel when shrinking: that is the anti-aliasing
+    reach = step.clamp(min=1)  # anti-aliasing: wider than one pixel when shrinking
     centre = (torch.arange(n_out, device=start.device)[:, None] + 0.5) * step  # (B, n_out, 1)
-    place = torch.arange(n_in, device=start.device) - start  # (B, 1, n_in), counted from the part's first pixel
+    place = torch.arange(n_in, device=start.device) - start  # (B, 1, n_in), from the part's start
     weight = (1 - (place + 0.5 - centre).abs() / reach).clamp(min=0)
-    weight = weight * ((0 <= place) & (place < length))
+    weight = weight * ((place >= 0) & (place < length))
     return weight / weight.sum(-1, keepdim=True)
 
 # %% ../nbs/02_augment.ipynb #8ebcb3fe
 def crop_resize_flip(
     images: Tensor,  # (B, C, H, W)
     boxes: Tensor,  # (B, 4): top, left, height, width
-    flipped: Tensor,  # (B,) bool: mirror this one?
+    flipped: Tensor,  # (B,) bool: True for images to mirror
     size: int,  # side of the result in pixels
 ) -> Tensor:  # (B, C, size, size) float32
-    "Crop each image to its box, resize it, perhaps mirror it: `Wy · x · Wxᵀ`."
+    "Crop each image to its box, resize it and mirror it if `flipped`: `Wy · x · Wxᵀ`."
     top, left, h, w = boxes.unbind(1)
     rows = resize_matrix(top, h, images.shape[2], size)  # (B, size, H)
     columns = resize_matrix(left, w, images.shape[3], size)  # (B, size, W)
     columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
-    wide = (images.float().flatten(1, 2) @ columns.mT).unflatten(1, images.shape[1:3])  # (B, C, H, size)
+    wide = images.float().flatten(1, 2) @ columns.mT  # (B, C · H, size)
+    wide = wide.unflatten(1, images.shape[1:3])  # (B, C, H, size)
     return rows[:, None] @ wide
 
 # %% ../nbs/02_augment.ipynb #033b6b77
 class RandomResizedCropFlip:
-    "Random resized crop and horizontal flip of a batch (Sections 3.2 and 3.3), each image its own draw."
+    """Crop, resize and flip a batch at random (Sections 3.2 and 3.3), each image independently.
+
+    The default `scale` is the paper's for pre-training.
+    """
 
     def __init__(
         self,
         size: int = 36,  # side of the result in pixels
-        scale: tuple[float, float] = (0.6, 1.0),  # smallest and largest part of the area; the paper's for pre-training
-        flip: float = 0.5,  # probability of a mirror image
+        scale: tuple[float, float] = (0.6, 1.0),  # smallest and largest fraction of the area
+        flip: float = 0.5,  # probability of a horizontal flip
     ):
         if not 0 < scale[0] <= scale[1] <= 1:
-            raise InputError(f"crop scale {scale} must be two numbers with 0 < smallest <= largest <= 1")
+            raise InputError(
+                f"crop scale {scale} must be two numbers with 0 < smallest <= largest <= 1"
+            )
         self.size, self.scale, self.flip = size, tuple(scale), flip
 
     def __call__(
@@ -94,23 +110,40 @@ class RandomResizedCropFlip:
 # %% ../nbs/02_augment.ipynb #5092690e
 #: The 25 sub-policies, each two triples (operation, probability, magnitude bin or None).
 CIFAR10_POLICIES = AutoAugment(AutoAugmentPolicy.CIFAR10).policies
-SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
+SIGNED = (
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+    "Rotate",
+    "Brightness",
+    "Color",
+    "Contrast",
+    "Sharpness",
+)
 
 
 def magnitude_of(
     name: str,  # the operation
-    level: int | None,  # its bin, 0..9
+    level: int | None,  # its bin, 0..9; None if the operation has none
     size: int,  # side of the images in pixels
 ) -> float:
-    "What a bin means: slope of a shear, pixels, degrees, change of a factor, bits or a threshold."
+    "Return the magnitude of a bin: slope, pixels, degrees, change of a factor, bits or threshold."
     if level is None:
         return 0.0
-    largest = {"ShearX": 0.3, "ShearY": 0.3, "Rotate": 30.0, "TranslateX": 150 / 331 * size, "TranslateY": 150 / 331 * size}
+    largest = {
+        "ShearX": 0.3,
+        "ShearY": 0.3,
+        "Rotate": 30.0,
+        "TranslateX": 150 / 331 * size,
+        "TranslateY": 150 / 331 * size,
+    }
     if name == "Posterize":
         return 8 - round(level / 9 * 4)
     if name == "Solarize":
         return 255 * float(torch.linspace(1, 0, 10)[level])
-    return float(torch.linspace(0, largest.get(name, 0.9), 10)[level])  # in float32, as torchvision computes them
+    # in float32, as in torchvision
+    return float(torch.linspace(0, largest.get(name, 0.9), 10)[level])
 
 # %% ../nbs/02_augment.ipynb #26bab793
 def apply_operation(
@@ -118,33 +151,55 @@ def apply_operation(
     name: str,  # the operation
     magnitude: float,  # as `magnitude_of` gives it, with its sign
 ) -> Tensor:  # (B, 3, H, W) uint8
-    "One AutoAugment operation on a batch, all images with the same magnitude."
+    "Apply one AutoAugment operation to a batch, with the same magnitude for all images."
+
     def affine(angle=0.0, translate=(0, 0), shear=(0.0, 0.0), center=None):
-        return TF.affine(images, angle=angle, translate=list(translate), scale=1.0, shear=list(shear), center=center)
+        return TF.affine(
+            images,
+            angle=angle,
+            translate=list(translate),
+            scale=1.0,
+            shear=list(shear),
+            center=center,
+        )
 
     match name:
-        case "ShearX": return affine(shear=(math.degrees(math.atan(magnitude)), 0.0), center=[0, 0])
-        case "ShearY": return affine(shear=(0.0, math.degrees(math.atan(magnitude))), center=[0, 0])
-        case "TranslateX": return affine(translate=(int(magnitude), 0))
-        case "TranslateY": return affine(translate=(0, int(magnitude)))
-        case "Rotate": return TF.rotate(images, magnitude)
-        case "Brightness": return TF.adjust_brightness(images, 1 + magnitude)
-        case "Color": return TF.adjust_saturation(images, 1 + magnitude)
-        case "Contrast": return TF.adjust_contrast(images, 1 + magnitude)
-        case "Sharpness": return TF.adjust_sharpness(images, 1 + magnitude)
-        case "Posterize": return TF.posterize(images, int(magnitude))
-        case "Solarize": return TF.solarize(images, magnitude)
-        case "AutoContrast": return TF.autocontrast(images)
-        case "Equalize": return TF.equalize(images)
-        case "Invert": return TF.invert(images)
+        case "ShearX":
+            return affine(shear=(math.degrees(math.atan(magnitude)), 0.0), center=[0, 0])
+        case "ShearY":
+            return affine(shear=(0.0, math.degrees(math.atan(magnitude))), center=[0, 0])
+        case "TranslateX":
+            return affine(translate=(int(magnitude), 0))
+        case "TranslateY":
+            return affine(translate=(0, int(magnitude)))
+        case "Rotate":
+            return TF.rotate(images, magnitude)
+        case "Brightness":
+            return TF.adjust_brightness(images, 1 + magnitude)
+        case "Color":
+            return TF.adjust_saturation(images, 1 + magnitude)
+        case "Contrast":
+            return TF.adjust_contrast(images, 1 + magnitude)
+        case "Sharpness":
+            return TF.adjust_sharpness(images, 1 + magnitude)
+        case "Posterize":
+            return TF.posterize(images, int(magnitude))
+        case "Solarize":
+            return TF.solarize(images, magnitude)
+        case "AutoContrast":
+            return TF.autocontrast(images)
+        case "Equalize":
+            return TF.equalize(images)
+        case "Invert":
+            return TF.invert(images)
     raise InputError(f"unknown operation {name!r}")
 
 # %% ../nbs/02_augment.ipynb #27e9133d
 def operation_groups(
-    stage: int,  # 0 or 1: the first or the second operation of each sub-policy
+    stage: int,  # 0 or 1: first or second operation of each sub-policy
     size: int,  # side of the images in pixels
-) -> dict[tuple[str, float], list[int]]:  # (operation, magnitude) → the values of 2 · sub-policy + sign
-    "Which draws lead to the same operation and magnitude."
+) -> dict[tuple[str, float], list[int]]:  # (operation, magnitude) → draws 2 · sub-policy + sign
+    "Group the draws that lead to the same operation and magnitude."
     groups: dict[tuple[str, float], list[int]] = {}
     for policy, pair in enumerate(CIFAR10_POLICIES):
         name, _, level = pair[stage]
@@ -156,26 +211,34 @@ def operation_groups(
 
 # %% ../nbs/02_augment.ipynb #d8feeff5
 class AutoAugmentBatch:
-    "AutoAugment with the policy for CIFAR-10 (Section 3.3) on a batch: images are grouped by operation and magnitude."
+    """Apply AutoAugment with the policy for CIFAR-10 to a batch (Section 3.3).
+
+    Images with the same operation and magnitude are processed together.
+    """
 
     groups = staticmethod(operation_groups)
 
     def draw(
         self,
-        n: int,  # images
-    ) -> tuple[Tensor, Tensor, Tensor]:  # sub-policy (n,), chance (n, 2), sign (n, 2), all on the CPU
-        "The random numbers, as torchvision's `AutoAugment.get_params` draws them for one image."
-        return (draw_rows(lambda n: torch.randint(len(CIFAR10_POLICIES), (n,)), n), draw_rows(lambda n: torch.rand(n, 2), n),
-                draw_rows(lambda n: torch.randint(2, (n, 2)), n))
+        n: int,  # number of images
+    ) -> tuple[Tensor, Tensor, Tensor]:  # sub-policy (n,), chance (n, 2), sign (n, 2), on the CPU
+        "Draw random numbers for n images as torchvision's `AutoAugment.get_params` does for one."
+        return (
+            draw_rows(lambda n: torch.randint(len(CIFAR10_POLICIES), (n,)), n),
+            draw_rows(lambda n: torch.rand(n, 2), n),
+            draw_rows(lambda n: torch.randint(2, (n, 2)), n),
+        )
 
     def apply(self, images: Tensor, policy: Tensor, chance: Tensor, sign: Tensor) -> Tensor:
-        "The operations for given random numbers, as `draw` returns them."
+        "Apply the operations selected by the random numbers that `draw` returned."
         out = images.clone()
         for stage in (0, 1):
             probability = torch.tensor([pair[stage][1] for pair in CIFAR10_POLICIES])
-            drawn = torch.where(chance[:, stage] <= probability[policy], 2 * policy + sign[:, stage], -1)  # (B,), -1: nothing
+            happens = chance[:, stage] <= probability[policy]  # (B,) bool
+            drawn = torch.where(happens, 2 * policy + sign[:, stage], -1)  # (B,), -1: no operation
             for (name, magnitude), members in self.groups(stage, images.shape[-1]).items():
-                index = torch.isin(drawn, torch.tensor(members)).nonzero().squeeze(1).to(images.device, non_blocking=True)
+                index = torch.isin(drawn, torch.tensor(members)).nonzero().squeeze(1)
+                index = index.to(images.device, non_blocking=True)
                 if len(index):
                     out[index] = apply_operation(out[index], name, magnitude)
         return out
@@ -185,5 +248,7 @@ class AutoAugmentBatch:
         images: Tensor,  # (B, 3, H, W) uint8, on any device
     ) -> Tensor:  # (B, 3, H, W) uint8
         if images.dtype != torch.uint8:
-            raise InputError(f"AutoAugment takes uint8 images, not {images.dtype}: apply it before normalising")
+            raise InputError(
+                f"AutoAugment takes uint8 images, not {images.dtype}: apply it before normalising"
+            )
         return self.apply(images, *self.draw(len(images)))

@@ -28,39 +28,51 @@ def recipe_step(
     recipe: PretrainRecipe | FinetuneRecipe,
     device: torch.device | str,
     n_classes: int = 10,  # for fine-tuning
-) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:  # (images (B, 3, S, S) normalised, labels (B,)) → losses
-    "One training step of a recipe on a fresh model, by the training loop's own code."
+) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:  # (images, labels) → losses
+    """Build the training step of a recipe with a new model, using the training loop's code.
+
+    The step takes normalised images (B, 3, S, S) and labels (B,).
+    """
     set_seed(recipe.seed, "weights")
     prepare(torch.device(device))
     if isinstance(recipe, PretrainRecipe):
         model = MAE(recipe.model).to(device).train()
         groups = decay_groups(model, recipe.weight_decay)
-        loss_fn = lambda model, images, labels: reconstruction_loss(*model(images, recipe.mask_ratio), recipe.alpha)
+        loss_fn = lambda model, images, labels: reconstruction_loss(
+            *model(images, recipe.mask_ratio), recipe.alpha
+        )
     else:
-        model = Classifier(build_encoder(recipe.model), n_classes, recipe.model.patch_size).to(device).train()
-        groups, loss_fn = layer_decay_groups(model, recipe.layer_decay, recipe.weight_decay), classification_loss
+        encoder = build_encoder(recipe.model)
+        model = Classifier(encoder, n_classes, recipe.model.patch_size).to(device).train()
+        groups = layer_decay_groups(model, recipe.layer_decay, recipe.weight_decay)
+        loss_fn = classification_loss
     if recipe.compile and torch.device(device).type == "cuda":
         loss_fn = compiled(loss_fn)
     lr = scaled_lr(recipe.base_lr, recipe.batch_size)
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=recipe.betas, fused=True)
-    return lambda images, labels: train_step(model, loss_fn, optimizer, images, labels, lr, recipe.precision)
+    return lambda images, labels: train_step(
+        model, loss_fn, optimizer, images, labels, lr, recipe.precision
+    )
 
 
 def paper_step(
     device: torch.device | str,
-) -> Callable[[Tensor], Tensor]:  # images (B, 3, 36, 36), normalised → loss
-    "One step of the paper's pre-training (Section 3.2), in the form that the device runs best."
+) -> Callable[[Tensor], Tensor]:  # normalised images (B, 3, 36, 36) → loss
+    "Build the paper's pre-training step (Section 3.2) in the form that the device runs best."
     step = recipe_step(PRETRAIN_RECIPES["paper"], device)
     return lambda images: step(images, None)["loss"]
 
 # %% ../nbs/17_speed.ipynb #80267259
 def images_per_second(
-    work: Callable[[], int],  # does something and says for how many images
+    work: Callable[[], int],  # does some work and returns its number of images
     device: torch.device,
-    seconds: float = 3.0,  # how long to measure, at least
-    repeats: int = 1,  # how often to work in a round
-) -> float:  # median of the rounds; the first piece of work is not counted
-    "How fast something is. Takes at least three rounds, if they fit into five times the seconds."
+    seconds: float = 3.0,  # shortest time to measure
+    repeats: int = 1,  # calls of `work` per round
+) -> float:  # median of the rounds; the first call of `work` is not counted
+    """Measure how many images per second some work processes.
+
+    Takes at least three rounds, if they fit into five times `seconds`.
+    """
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     work(), wait()
     rates, begun = [], time.perf_counter()
@@ -76,11 +88,17 @@ def bench(
     data: ImageData,
     recipe: Recipe,
     device: torch.device,
-    seconds: float = 3.0,  # for each of the three
-) -> dict[str, float]:  # images/s: "data", "step", "training"; and "efficiency", training over step
-    "Time the data alone, a model step alone, and the whole training. Raises `InputError` for fewer images than a batch."
+    seconds: float = 3.0,  # shortest time for each of the three measurements
+) -> dict[str, float]:  # images/s: "data", "step", "training"; "efficiency": training over step
+    """Time the data alone, a model step alone, and the whole training.
+
+    Raises `InputError` for fewer images than a batch, or if `seconds` is out of range.
+    """
     if len(data) < recipe.batch_size:
-        raise InputError(f"batch_size {recipe.batch_size} is more than the {len(data)} images: choose a smaller one")
+        raise InputError(
+            f"batch_size {recipe.batch_size} is more than the {len(data)} images: "
+            "choose a smaller one"
+        )
     if not 0 < seconds < 3600:
         raise InputError(f"seconds is {seconds} but must be positive and less than an hour")
     data, step = data.to(device), recipe_step(recipe, device, len(data.classes))
@@ -95,9 +113,15 @@ def bench(
 
     loading, training = forever(), forever()
     _, images, labels = next(loading)
-    works = {"data": lambda: len(next(loading)[1]), "step": lambda: step(images, labels) and len(images),
-             "training": lambda: step(*next(training)[1:]) and recipe.batch_size}
-    # Heavy augmentation is done once a block, so whole blocks are measured; and a GPU must not be waited for after each step.
+    works = {
+        "data": lambda: len(next(loading)[1]),
+        "step": lambda: step(images, labels) and len(images),
+        "training": lambda: step(*next(training)[1:]) and recipe.batch_size,
+    }
+    # Heavy augmentation runs once per block, so we measure whole blocks. On a GPU, we must not
+    # wait after each step.
     repeats = BLOCK if block or device.type == "cuda" else 1
-    rates = {name: images_per_second(work, device, seconds, repeats) for name, work in works.items()}
+    rates = {
+        name: images_per_second(work, device, seconds, repeats) for name, work in works.items()
+    }
     return rates | {"efficiency": rates["training"] / rates["step"]}

@@ -29,18 +29,28 @@ from .data import load_data
 from .evaluate import evaluate, show_reconstructions
 from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune
 from .pretrain import PRETRAIN_RECIPES, PretrainRecipe, load_mae, pretrain
-from .report import cards_html, duration, figure_html, page_html, read_run, report, show_curves
+from maevit_course.report import (
+    cards_html,
+    duration,
+    figure_html,
+    page_html,
+    read_run,
+    report,
+    show_curves,
+)
 from .reproduce import SCALES, choose, is_kept, plan, reproduce
 from .training import RunOptions
 
 # %% ../nbs/22_cli.ipynb #24a1080f
 @dataclass(frozen=True)
 class DataOptions:
-    "Which images."
+    "Images to use."
 
-    data: str = "shapes"  # "shapes" (drawn, no download), "cifar10", "cifar100", an image folder (train/<class>/*, test/<class>/*) or an .npz file
+    # "shapes" (drawn, no download), "cifar10", "cifar100", an image folder (train/<class>/*,
+    # test/<class>/*) or an .npz file
+    data: str = "shapes"
     size: int | None = None  # scale the images of a folder to this side, in pixels
-    limit: int | None = None  # use only so many training images, and a quarter as many test images
+    limit: int | None = None  # number of training images to use, with a quarter as many test images
 
     def load(self):
         return load_data(self.data, size=self.size, limit=self.limit)
@@ -52,7 +62,7 @@ class Pretrain:
 
     data: OmitArgPrefixes[DataOptions] = DataOptions()
     out: Path = Path("runs/pretrain")  # folder of the run: logs, checkpoint, weights, report
-    recipe: Literal["paper", "small"] = "paper"  # where the settings below start from; "small" suits two CPU cores
+    recipe: Literal["paper", "small"] = "paper"  # default settings; "small" suits two CPU cores
     run: OmitArgPrefixes[RunOptions] = RunOptions()
     settings: OmitArgPrefixes[PretrainRecipe] = PretrainRecipe()
 
@@ -60,18 +70,20 @@ class Pretrain:
         train, test = self.data.load()
         pretrain(train, self.settings, self.out, self.run)
         if RANK == 0:  # of several processes only the first reports
-            print(f"weights: {self.out / 'model.safetensors'}\nreport:  {report(self.out, test, pick_device(self.run.device))}")
+            path = report(self.out, test, pick_device(self.run.device))
+            print(f"weights: {self.out / 'model.safetensors'}\nreport:  {path}")
 
 # %% ../nbs/22_cli.ipynb #674b854d
 @dataclass(frozen=True)
 class Finetune:
-    "Fine-tune a pre-trained encoder to classify, or train the same classifier from scratch (Table 2 of the paper)."
+    "Fine-tune a pre-trained encoder, or train the classifier from scratch (Table 2 of the paper)."
 
     data: OmitArgPrefixes[DataOptions] = DataOptions()
-    weights: Path | None = None  # pre-trained: folder of a run, weights file or a name such as c10-small; none trains from scratch
-    labels_per_class: int | None = None  # use only so many labelled images of each class
+    # pre-trained: run folder, weights file or a name such as c10-small; none trains from scratch
+    weights: Path | None = None
+    labels_per_class: int | None = None  # labelled images per class; none uses all
     out: Path = Path("runs/finetune")  # folder of the run: logs, checkpoint, weights, report
-    recipe: Literal["paper", "small"] = "paper"  # where the settings below start from; "small" suits two CPU cores
+    recipe: Literal["paper", "small"] = "paper"  # default settings; "small" suits two CPU cores
     run: OmitArgPrefixes[RunOptions] = RunOptions()
     settings: OmitArgPrefixes[FinetuneRecipe] = FinetuneRecipe()
 
@@ -82,12 +94,14 @@ class Finetune:
         finetune(train, test, self.settings, self.out, self.weights, self.run)
         if RANK == 0:
             path = report(self.out, test, pick_device(self.run.device))
-            print(f"test accuracy: {100 * read_run(self.out)[1][-1]['test_accuracy']:.2f} %\nweights: {self.out / 'model.safetensors'}\nreport:  {path}")
+            accuracy = read_run(self.out)[1][-1]["test_accuracy"]
+            print(f"test accuracy: {100 * accuracy:.2f} %")
+            print(f"weights: {self.out / 'model.safetensors'}\nreport:  {path}")
 
 # %% ../nbs/22_cli.ipynb #c22b1bda
 @dataclass(frozen=True)
 class Evaluate:
-    "Measure weights on test images: accuracy of a classifier; loss, k-NN and linear probe of a pre-trained model."
+    "Measure a classifier's test accuracy, or a pre-trained model's loss, k-NN and linear probe."
 
     weights: Path  # folder of a run, weights file or a name such as c10-small
     data: OmitArgPrefixes[DataOptions] = DataOptions()
@@ -104,25 +118,31 @@ class Bench:
     "Time the data alone, a model step alone and the whole training, in images per second."
 
     data: OmitArgPrefixes[DataOptions] = DataOptions()
-    recipe: Literal["paper", "small"] = "paper"  # whose model
-    phase: Literal["pretrain", "finetune"] = "pretrain"  # which training
-    batch_size: int | None = None  # images in a step; if none is given the recipe's on a GPU, and 64 on a CPU
-    seconds: float = 3.0  # how long to measure each
+    recipe: Literal["paper", "small"] = "paper"  # recipe that defines the model
+    phase: Literal["pretrain", "finetune"] = "pretrain"  # kind of training
+    batch_size: int | None = None  # images per step; none: the recipe's on a GPU, 64 on a CPU
+    seconds: float = 3.0  # shortest time for each measurement
     device: str = "auto"  # "auto", "cpu", "cuda", …
     json: bool = False  # print JSON
 
     def __call__(self) -> None:
         recipe = (PRETRAIN_RECIPES if self.phase == "pretrain" else FINETUNE_RECIPES)[self.recipe]
         device = pick_device(self.device)
-        batch_size = self.batch_size if self.batch_size is not None else 64 if device.type == "cpu" else recipe.batch_size
-        rates = bench(self.data.load()[0], replace(recipe, batch_size=batch_size), device, self.seconds)
+        batch_size = self.batch_size
+        if batch_size is None:
+            batch_size = 64 if device.type == "cpu" else recipe.batch_size
+        train, _ = self.data.load()
+        rates = bench(train, replace(recipe, batch_size=batch_size), device, self.seconds)
         if not self.json:
-            print(f"images per second, {self.phase}, recipe {self.recipe!r}, batches of {batch_size}, on {device}")
+            print(
+                f"images per second, {self.phase}, recipe {self.recipe!r}, "
+                f"batches of {batch_size}, on {device}"
+            )
         print_results(rates, self.json)
 
 
 def print_results(results: dict[str, float], as_json: bool) -> None:
-    "Numbers for a reader, or for a program."
+    "Print results for a reader, or as JSON."
     if as_json:
         return print(json.dumps(results))
     for name, value in results.items():
@@ -131,58 +151,88 @@ def print_results(results: dict[str, float], as_json: bool) -> None:
 # %% ../nbs/22_cli.ipynb #6779212a
 @dataclass(frozen=True)
 class Demo:
-    "Show in a few minutes what pre-training is worth: the same few labels, with it and without it."
+    "Compare training with and without pre-training on the same few labels, in a few minutes."
 
     out: Path = Path("runs/demo")  # folder for the three runs and the report
-    epochs: int = 24  # of pre-training
-    labels_per_class: int = 20  # labelled images of each class for fine-tuning
-    seed: int = 0  # of everything random
+    epochs: int = 24  # epochs of pre-training
+    labels_per_class: int = 20  # labelled images per class for fine-tuning
+    seed: int = 0  # seed for all random numbers
     run: OmitArgPrefixes[RunOptions] = RunOptions(resume=True)
 
     def __call__(self) -> None:
         train, test = load_data("shapes")
         few = train.few_labels(self.labels_per_class, self.seed)
         print(f"1/3 pre-training on {len(train):,} images without labels", flush=True)
-        pretrain(train, replace(PRETRAIN_RECIPES["small"].with_epochs(self.epochs), seed=self.seed), self.out / "pretrain", self.run)
-        recipe = replace(FINETUNE_RECIPES["small"].with_epochs(200), seed=self.seed)  # few images make short epochs
-        for n, (name, weights) in enumerate((("pretrained", self.out / "pretrain"), ("scratch", None)), 2):
-            print(f"{n}/3 learning to classify from {len(few)} labelled images, {'pre-trained' if weights else 'from scratch'}", flush=True)
+        recipe = replace(PRETRAIN_RECIPES["small"].with_epochs(self.epochs), seed=self.seed)
+        pretrain(train, recipe, self.out / "pretrain", self.run)
+        # Few images make short epochs.
+        recipe = replace(FINETUNE_RECIPES["small"].with_epochs(200), seed=self.seed)
+        starts = {"pretrained": self.out / "pretrain", "scratch": None}
+        for n, (name, weights) in enumerate(starts.items(), 2):
+            start = "pre-trained" if weights else "from scratch"
+            print(
+                f"{n}/3 learning to classify from {len(few)} labelled images, {start}", flush=True
+            )
             finetune(few, test, recipe, self.out / name, weights, self.run)
         for name in ("pretrain", "pretrained", "scratch"):
             report(self.out / name, test, pick_device(self.run.device))
         accuracy, path = demo_report(self.out, test)
-        print(f"\ntest accuracy with {self.labels_per_class} labels a class:  pre-trained {accuracy['pretrained']:.1f} %   from scratch {accuracy['scratch']:.1f} %"
-              f"\nreport: {path}")
+        print(
+            f"\ntest accuracy with {self.labels_per_class} labels a class:  "
+            f"pre-trained {accuracy['pretrained']:.1f} %   from scratch {accuracy['scratch']:.1f} %"
+            f"\nreport: {path}"
+        )
 
 # %% ../nbs/22_cli.ipynb #e21b377b
-def demo_report(out: Path, test) -> tuple[dict[str, float], Path]:  # accuracies in %, path of the page
-    "The demonstration's page: what the model imagines, and the two classifiers side by side."
+def demo_report(out: Path, test) -> tuple[dict[str, float], Path]:  # accuracies in %, page's path
+    "Write the demonstration's page with reconstructions and a comparison of both classifiers."
     runs = {name: read_run(out / name) for name in ("pretrain", "pretrained", "scratch")}
-    accuracy = {name: 100 * runs[name][1][-1]["test_accuracy"] for name in ("pretrained", "scratch")}
+    histories = {"pre-trained": runs["pretrained"][1], "from scratch": runs["scratch"][1]}
+    accuracy = {
+        name: 100 * runs[name][1][-1]["test_accuracy"] for name in ("pretrained", "scratch")
+    }
     course_style()
-    gallery = figure_html(show_reconstructions(load_mae(out / "pretrain"), test.images[:24], columns=4),
-                          "Test images, each as original, what the model saw (a quarter), and what it imagined.")
-    curves = figure_html(show_curves({"pre-trained": runs["pretrained"][1], "from scratch": runs["scratch"][1]}, ("loss", "test_accuracy")),
-                         "The same classifier on the same labelled images, with and without pre-training.")
-    cards = {"pre-trained": f"{accuracy['pretrained']:.1f} %", "from scratch": f"{accuracy['scratch']:.1f} %"}
-    config, total = runs["pretrained"][0], sum(history[-1]["seconds"] for _, history, _ in runs.values())
-    links = "".join(f'<li><a href="{name}/report.html">{text}</a></li>' for name, text in
-                    (("pretrain", "pre-training"), ("pretrained", "fine-tuning"), ("scratch", "training from scratch")))
-    page = page_html("What is imagining worth?", f"Test accuracy on the shapes world, after learning from {config['data']['images']} labelled images. "
-                     f"Chance is 10 %. {duration(total)} of training in all.", cards_html(cards), "<h2>Two learners</h2>", curves,
-                     "<h2>What the pre-trained model imagines</h2>", gallery, f"<h2>The three runs</h2><ul>{links}</ul>")
+    gallery = figure_html(
+        show_reconstructions(load_mae(out / "pretrain"), test.images[:24], columns=4),
+        "Test images, each as original, what the model saw (a quarter), and what it imagined.",
+    )
+    curves = figure_html(
+        show_curves(histories, ("loss", "test_accuracy")),
+        "The same classifier on the same labelled images, with and without pre-training.",
+    )
+    cards = {
+        "pre-trained": f"{accuracy['pretrained']:.1f} %",
+        "from scratch": f"{accuracy['scratch']:.1f} %",
+    }
+    config = runs["pretrained"][0]
+    total = sum(history[-1]["seconds"] for _, history, _ in runs.values())
+    titles = zip(runs, ("pre-training", "fine-tuning", "training from scratch"))
+    links = [f'<li><a href="{name}/report.html">{title}</a></li>' for name, title in titles]
+    page = page_html(
+        "What is imagining worth?",
+        "Test accuracy on the shapes world, "
+        f"after learning from {config['data']['images']} labelled images. "
+        f"Chance is 10 %. {duration(total)} of training in all.",
+        cards_html(cards),
+        "<h2>Two learners</h2>",
+        curves,
+        "<h2>What the pre-trained model imagines</h2>",
+        gallery,
+        f"<h2>The three runs</h2><ul>{''.join(links)}</ul>",
+    )
     (out / "report.html").write_text(page, encoding="utf-8")
     return accuracy, out / "report.html"
 
 # %% ../nbs/22_cli.ipynb #fbd1df6e
 @dataclass(frozen=True)
 class Reproduce:
-    "Do the runs behind the paper's tables and figures, as far as they are not done yet, and keep their records."
+    "Do the remaining runs behind the paper's tables and figures, and keep their records."
 
     names: Annotated[tuple[str, ...], Positional] = ()  # runs to do; none does the whole plan
-    scale: Literal["paper", "small"] = "paper"  # the paper's size, for a GPU, or one for two CPU cores and a few hours
-    epochs: int | None = None  # of the main pre-training runs; none takes the scale's
-    finetune_epochs: int | None = None  # of the main fine-tuning runs
+    # the paper's size for a GPU, or a size for two CPU cores and a few hours
+    scale: Literal["paper", "small"] = "paper"
+    epochs: int | None = None  # epochs of the main pre-training runs; none takes the scale's
+    finetune_epochs: int | None = None  # epochs of the main fine-tuning runs
     cifar10: str = "cifar10"  # "cifar10" downloads it; or an .npz file or folder that holds it
     cifar100: str = "cifar100"  # "cifar100" downloads it; or an .npz file or folder that holds it
     out: Path | None = None  # folder for weights and checkpoints; none is runs/<scale>
@@ -195,24 +245,33 @@ class Reproduce:
         for field, epochs in (("pretrain", self.epochs), ("finetune", self.finetune_epochs)):
             if epochs is not None:
                 scale = replace(scale, **{field: getattr(scale, field).with_epochs(epochs)})
-        runs, results = choose(plan(scale), self.names), self.results or Path("results") / self.scale
+        runs = choose(plan(scale), self.names)
+        results = self.results or Path("results") / self.scale
         if self.list:
             for e in runs:
-                print(f"{e.name:34} {e.data:5} {e.recipe.epochs:5} epochs   {'done' if is_kept(e, results) else ''}".rstrip())
+                state = "done" if is_kept(e, results) else ""
+                print(f"{e.name:34} {e.data:5} {e.recipe.epochs:5} epochs   {state}".rstrip())
             return
         paths = {"c10": self.cifar10, "c100": self.cifar100}
         data = {name: load_data(paths[name]) for name in sorted({e.data for e in runs})}
         reproduce(runs, data, self.out or Path("runs") / self.scale, results, self.run)
 
 # %% ../nbs/22_cli.ipynb #83580689
-COMMANDS = {"demo": Demo, "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "bench": Bench, "reproduce": Reproduce}
+COMMANDS = {
+    "demo": Demo,
+    "pretrain": Pretrain,
+    "finetune": Finetune,
+    "evaluate": Evaluate,
+    "bench": Bench,
+    "reproduce": Reproduce,
+}
 
 
 def defaults_for(
-    name: str,  # of the command
+    name: str,  # name of the command
     words: list[str],  # the rest of the command line
 ):
-    "The command with the settings of the recipe that the words name."
+    "Return the command with the settings of the recipe that the command line names."
     recipes = {"pretrain": PRETRAIN_RECIPES, "finetune": FINETUNE_RECIPES}.get(name)
     if recipes is None:
         return None
@@ -220,7 +279,8 @@ def defaults_for(
     early.add_argument("--recipe")
     early.add_argument("--epochs")
     settings = recipes["paper"]
-    with contextlib.suppress(argparse.ArgumentError, ValueError, TypeError, KeyError):  # tyro will say what is wrong
+    # tyro reports the errors that are suppressed here.
+    with contextlib.suppress(argparse.ArgumentError, ValueError, TypeError, KeyError):
         given, _ = early.parse_known_args(words)
         settings = recipes[given.recipe or "paper"]
         settings = settings.with_epochs(int(given.epochs)) if int(given.epochs) > 0 else settings
@@ -228,21 +288,21 @@ def defaults_for(
 
 
 def one_line(
-    text: str,  # what tyro printed in a box: a title, a message, and advice, with rules between them
+    text: str,  # tyro's error box: a title, a message and advice, with rules between them
 ) -> str:
-    "The message of an error box, in one line."
-    lines = [re.sub(r"^-+$", "", re.sub("[│╭╮╰╯─]", " ", line).strip()) for line in text.splitlines()][1:]
+    "Return the message of an error box in one line."
+    lines = [re.sub("[│╭╮╰╯─]", " ", line).strip() for line in text.splitlines()[1:]]
+    lines = [re.sub(r"^-+$", "", line) for line in lines]
     message, _, advice = "\n".join(lines).lstrip("\n").partition("\n\n")
     message = re.sub(r"^Error parsing \S*tyro\S*: ", "", message.replace("\n", " "))
-    message = message.replace("invalid literal for int() with base 10:", "not a whole number:").replace("could not convert string to float:", "not a number:")
+    message = message.replace("invalid literal for int() with base 10:", "not a whole number:")
+    message = message.replace("could not convert string to float:", "not a number:")
     similar = re.search(r"similar|meant", advice) and re.search(r"--[\w-]+", advice)
     return message + (f" Did you mean {similar[0]}?" if similar else "")
 
 # %% ../nbs/22_cli.ipynb #83727a7c
-def parse(
-    words: list[str],
-):  # a command, ready to be called
-    "Read a command line. Raises `InputError` for one that makes no sense."
+def parse(words: list[str]):
+    "Parse a command line into a command, ready to be called. Raises `InputError` for a wrong one."
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         raise InputError(f"unknown command {words[0]!r}: choose from {', '.join(COMMANDS)}")
     options = []
@@ -253,35 +313,47 @@ def parse(
     boxed = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxed):
-            return tyro.cli(Union[tuple(options)], args=words, prog="maevit", description=maevit_course.__doc__ or
-                            "Masked-autoencoder pre-training of a lightweight vision transformer on small images.")
+            return tyro.cli(
+                Union[tuple(options)],  # noqa: UP007 (the commands are in a list)
+                args=words,
+                prog="maevit",
+                description=maevit_course.__doc__
+                or "Masked-autoencoder pre-training of a lightweight vision transformer "
+                "on small images.",
+            )
     except SystemExit as stop:
         if not stop.code:
             raise
         raise InputError(one_line(boxed.getvalue())) from None
 
 # %% ../nbs/22_cli.ipynb #19ea809e
-#: What each kind of error means to whoever called the program: its exit status, and advice.
-STATUS = {InputError: (2, ""), OSError: (2, ""), Diverged: (1, ""), RunStopped: (130, "; the same command with --resume goes on"),
-          KeyboardInterrupt: (130, "; the same command with --resume goes on from the last checkpoint")}
+#: Exit status and advice for each kind of error.
+STATUS = {
+    InputError: (2, ""),
+    OSError: (2, ""),
+    Diverged: (1, ""),
+    RunStopped: (130, "; the same command with --resume goes on"),
+    KeyboardInterrupt: (130, "; the same command with --resume goes on from the last checkpoint"),
+}
 
 
 def tell(message: str | Warning) -> None:
-    "One line on the standard error stream, from the first process only."
+    "Print one line on standard error, from the first process only."
     if RANK == 0:
         print(f"maevit: {message}", file=sys.stderr)
 
 
 def main(
-    words: list[str] | None = None,  # of the command line; None takes the program's own
+    words: list[str] | None = None,  # command line; None takes the program's own
 ) -> int:  # exit status: 0 done, 1 diverged, 2 wrong input, 130 stopped
-    "The program `maevit`."
+    "Run the program `maevit` and return its exit status."
     words = sys.argv[1:] if words is None else words
     if words == ["--version"]:
         print(f"maevit_course {maevit_course.__version__}")
         return 0
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *where, **more: tell(message)  # without the line of code it comes from
+        # Print a warning without the line of code that it comes from.
+        warnings.showwarning = lambda message, *where, **more: tell(message)
         try:
             parse(words or ["--help"])()
         except tuple(STATUS) as error:

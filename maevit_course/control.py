@@ -24,28 +24,34 @@ from .core import RANK, WORLD_SIZE, InputError
 
 # %% ../nbs/09a_control.ipynb #9926733f
 def progress_style(
-    progress: bool | None = None,  # True: a bar; False: lines; None: find out
+    progress: bool | None = None,  # True: a bar; False: lines; None: detect
 ) -> str:  # "bar", "lines" or "nothing"
-    "How to show progress: a bar in a terminal or notebook, else lines; nothing where `MAEVIT_PROGRESS=0` or in all but the first process."
-    if RANK or progress is None and os.environ.get("MAEVIT_PROGRESS") == "0":
+    """Choose how to show progress.
+
+    If `progress` is None, show nothing where `MAEVIT_PROGRESS=0`, otherwise a bar in a terminal or
+    notebook and lines elsewhere. Only the first process shows anything.
+    """
+    if RANK or (progress is None and os.environ.get("MAEVIT_PROGRESS") == "0"):
         return "nothing"
     watched = sys.stdout.isatty() or "ipykernel" in sys.modules
     return "bar" if (watched if progress is None else progress) else "lines"
 
 
 def summary(record: dict, epochs: int) -> str:
-    "One epoch in one line."
-    numbers = "  ".join(f"{name} {record[name]:.4f}" for name in ("loss", "accuracy", "test_accuracy") if name in record)
+    "Summarise an epoch in one line of text."
+    shown = [name for name in ("loss", "accuracy", "test_accuracy") if name in record]
+    numbers = "  ".join(f"{name} {record[name]:.4f}" for name in shown)
     return f"epoch {record['epoch']}/{epochs}  {numbers}  {record['images_per_s']:,.0f} images/s"
 
 # %% ../nbs/09a_control.ipynb #94a614a5
 class Progress:
-    "A bar over the steps of a run, or a line at most every ten seconds."
+    "Show the progress of a run as a bar, or as a line at most every ten seconds."
 
     def __init__(
         self,
-        done: int, total: int,  # steps
-        epochs: int,
+        done: int,  # steps done before this launch
+        total: int,  # steps of the whole run
+        epochs: int,  # epochs of the whole run
         progress: bool | None = None,  # see `progress_style`
     ):
         self.epochs, self.begun, self.first, self.total = epochs, time.monotonic(), done, total
@@ -81,7 +87,8 @@ class StopRequest:
     "Within it, Ctrl-C and SIGTERM only raise a flag. Pressed again, Ctrl-C interrupts at once."
 
     def __init__(
-        self, minutes: float | None = None,  # ask to stop after this time
+        self,
+        minutes: float | None = None,  # ask to stop after this time
     ):
         self.until = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
         self.asked = False
@@ -140,15 +147,23 @@ class Processes:
 @contextmanager
 def joined(
     device: torch.device,
-    batch_size: int,  # of all processes together
+    batch_size: int,  # images per step, over all processes
 ) -> Iterator[Processes]:
-    "Connect the processes that `torchrun` started. Raises `InputError` if the batch cannot be shared equally."
+    """Connect the processes that `torchrun` started.
+
+    Raises `InputError` if they cannot share the batch equally.
+    """
     if batch_size % WORLD_SIZE:
-        raise InputError(f"batch_size {batch_size} cannot be shared equally by {WORLD_SIZE} processes: choose a multiple")
+        raise InputError(
+            f"batch_size {batch_size} cannot be shared equally by {WORLD_SIZE} processes: "
+            "choose a multiple"
+        )
     if WORLD_SIZE == 1 or dist.is_initialized():
         yield Processes()
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30)
+    )
     try:
         yield Processes()
     finally:

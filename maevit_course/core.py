@@ -19,9 +19,9 @@ from torch import Tensor
 
 # %% ../nbs/00_core.ipynb #afdd7140
 def derive_seed(
-    *parts: int | str,  # what the random numbers are for, e.g. `(0, "step", 501)`
+    *parts: int | str,  # purpose of the random numbers, e.g. `(0, "step", 501)`
 ) -> int:  # in [0, 2**63)
-    "A seed that depends on all `parts` and on nothing else."
+    "Derive a seed that depends only on `parts`."
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -29,61 +29,78 @@ def derive_seed(
 def set_seed(
     *parts: int | str,  # as in `derive_seed`
 ) -> None:
-    "Seed PyTorch's global generators, CPU and GPU, by `parts`."
+    "Seed PyTorch's global CPU and GPU generators from `parts`."
     torch.manual_seed(derive_seed(*parts))
 
 # %% ../nbs/00_core.ipynb #74cbd5fd
-#: Which of how many processes this is, as `torchrun` says; 0 of 1 without it.
+#: Rank of this process and number of processes, as set by `torchrun`; 0 and 1 without it.
 RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def draw_rows(
     draw: Callable[[int], Tensor],  # n → a tensor of n rows of random numbers
-    n: int,  # rows that this process needs
+    n: int,  # number of rows for this process
 ) -> Tensor:  # n rows
-    "This process's rows of numbers that are drawn for all processes: the same numbers, however many share the work."
+    """Draw the rows of all processes and return those of this process.
+
+    All processes together draw the same numbers, whatever their number.
+    """
     return draw(n * WORLD_SIZE)[RANK::WORLD_SIZE]
 
 # %% ../nbs/00_core.ipynb #f24e9ad0
 class InputError(ValueError):
-    "Something from outside is not what it must be; the message names it, what is allowed, and what to do."
+    "Raised for invalid input from outside; the message states the value, the rule and a remedy."
 
 # %% ../nbs/00_core.ipynb #b3b8a46b
 def pick_device(
-    name: str = "auto",  # "auto" takes a CUDA GPU if there is one (each process its own), else the CPU; or any PyTorch device, e.g. "cuda:1"
+    name: str = "auto",  # "auto": a CUDA GPU if present, else the CPU; or e.g. "cuda:1"
 ) -> torch.device:
-    "The device to train on. Raises `InputError` for one that is unknown or absent."
+    """Choose the device to train on.
+
+    With "auto" or "cuda", each process that `torchrun` starts takes its own GPU.
+    Raises `InputError` if the device is unknown or absent.
+    """
     try:
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
         if name == "cuda" and WORLD_SIZE > 1 and here > gpus:
-            raise InputError(f"{here} processes share this machine, but it has {gpus} GPUs: start as many as it has, or choose the device 'cpu'")
-        device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and WORLD_SIZE > 1 else name)
+            raise InputError(
+                f"{here} processes share this machine, but it has {gpus} GPUs: "
+                "start as many as it has, or choose the device 'cpu'"
+            )
+        device = torch.device(
+            f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and WORLD_SIZE > 1 else name
+        )
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used here ({reason}); try 'auto', 'cpu' or 'cuda'") from None
+        raise InputError(
+            f"device {name!r} cannot be used here ({reason}); try 'auto', 'cpu' or 'cuda'"
+        ) from None
     return device
 
 # %% ../nbs/00_core.ipynb #d038ae69
-def keep_freed_memory() -> bool:  # did it work?
-    "Let this process keep freed memory for its next step instead of returning it to the system (Linux with glibc; elsewhere nothing happens)."
+def keep_freed_memory() -> bool:  # whether all settings were accepted
+    """Keep freed memory in this process for reuse instead of returning it to the system.
+
+    This works on Linux with glibc and has no effect elsewhere.
+    """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mmap_threshold, trim_threshold, arenas = (-3, 2**25), (-1, 2**31 - 1), (-8, 1)  # as in malloc.h
-        return all([mallopt(*option) for option in (mmap_threshold, trim_threshold, arenas)])
+        # (option, value), options as in malloc.h
+        mmap_threshold, trim_threshold, arenas = (-3, 2**25), (-1, 2**31 - 1), (-8, 1)
+        accepted = [mallopt(*option) for option in (mmap_threshold, trim_threshold, arenas)]
+        return all(accepted)
     return False
 
 # %% ../nbs/00_core.ipynb #b533b0e0
-def prepare(
-    device: torch.device,
-) -> None:
-    "Set this process up for training on a device."
+def prepare(device: torch.device) -> None:
+    "Prepare this process for training on `device`."
     if device.type == "cpu":
         keep_freed_memory()
     if device.type == "cuda":
-        torch.backends.cuda.enable_cudnn_sdp(False)  # rounds the probability of dropout
+        torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN rounds the dropout probability
         if device.index is not None:
             torch.cuda.set_device(device)
 
@@ -94,11 +111,21 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F
 
 def course_style() -> None:
     "Give every later plot the look of the course."
-    plt.rcParams.update({
-        "axes.prop_cycle": plt.cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False,
-        "axes.titlesize": 10, "axes.labelsize": 10, "font.size": 10, "legend.frameon": False,
-        "lines.linewidth": 2, "figure.figsize": (6, 3), "figure.dpi": 90, "savefig.bbox": "tight",
-    })
+    plt.rcParams.update(
+        {
+            "axes.prop_cycle": plt.cycler(color=COLOURS),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 10,
+            "axes.labelsize": 10,
+            "font.size": 10,
+            "legend.frameon": False,
+            "lines.linewidth": 2,
+            "figure.figsize": (6, 3),
+            "figure.dpi": 90,
+            "savefig.bbox": "tight",
+        }
+    )
 
 # %% ../nbs/00_core.ipynb #7bb66e04
 def show_images(
@@ -111,7 +138,9 @@ def show_images(
     n = len(images)
     columns = min(columns, n)
     rows = -(-n // columns)
-    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(columns * size, rows * size * (1.2 if titles else 1)))
+    figure, axes = plt.subplots(
+        rows, columns, squeeze=False, figsize=(columns * size, rows * size * (1.2 if titles else 1))
+    )
     for axis in axes.flat:
         axis.set_axis_off()
     pixels = images.detach().cpu().permute(0, 2, 3, 1)

@@ -21,40 +21,59 @@ from .core import InputError, derive_seed
 from .shapes import SHAPE_CLASSES, make_shapes
 
 # %% ../nbs/01_data.ipynb #0910e0b3
-def check_data(
-    images: Tensor,
-    labels: Tensor,
-    n_classes: int,
-) -> None:
-    "Raise `InputError` unless these are square uint8 colour images with one label each."
+def check_data(images: Tensor, labels: Tensor, n_classes: int) -> None:
+    "Raise `InputError` unless the images are square uint8 colour images with one label each."
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise InputError(f"images must be uint8 of shape (N, 3, S, S), not {images.dtype} of {tuple(images.shape)}")
+        raise InputError(
+            "images must be uint8 of shape (N, 3, S, S), "
+            f"not {images.dtype} of {tuple(images.shape)}"
+        )
     if images.shape[2] != images.shape[3] or not images.shape[2]:
-        raise InputError(f"images must be square and not empty, but are of {images.shape[2]}×{images.shape[3]} pixels")
+        raise InputError(
+            "images must be square and not empty, "
+            f"but are of {images.shape[2]}×{images.shape[3]} pixels"
+        )
     if len(images) == 0 or labels.shape != (len(images),):
-        raise InputError(f"there must be one label for each image: {len(images)} images, labels of shape {tuple(labels.shape)}")
+        raise InputError(
+            f"there must be one label for each image: {len(images)} images, "
+            f"labels of shape {tuple(labels.shape)}"
+        )
     if labels.min() < 0 or labels.max() >= n_classes:
-        raise InputError(f"labels must lie between 0 and {n_classes - 1}, but range from {labels.min()} to {labels.max()}")
+        raise InputError(
+            f"labels must lie between 0 and {n_classes - 1}, "
+            f"but range from {labels.min()} to {labels.max()}"
+        )
 
 # %% ../nbs/01_data.ipynb #4e825c0c
-def equally_many(labels: Tensor, n_classes: int, per_class: int, seed: int) -> Tensor:  # (n_classes · per_class,) int64: places
-    "Random places of equally many labels of each class. Raises `InputError` if a class has fewer."
+def equally_many(
+    labels: Tensor,  # (N,) int64, from 0 to `n_classes` - 1
+    n_classes: int,
+    per_class: int,  # number of labels of each class
+    seed: int,
+) -> Tensor:  # (n_classes · per_class,) int64, indices into `labels`
+    """Choose equally many random labels of each class and return their indices.
+
+    Raises `InputError` if a class has fewer.
+    """
     counts = torch.bincount(labels, minlength=n_classes)
     if not 0 < per_class <= counts.min():
-        raise InputError(f"cannot take {per_class} images a class: the smallest class has {counts.min()}")
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(derive_seed(seed, "few labels")))
+        raise InputError(
+            f"cannot take {per_class} images a class: the smallest class has {counts.min()}"
+        )
+    generator = torch.Generator().manual_seed(derive_seed(seed, "few labels"))
+    order = torch.randperm(len(labels), generator=generator)
     shuffled = labels.cpu()[order]
     return torch.cat([order[shuffled == c][:per_class] for c in range(n_classes)])
 
 # %% ../nbs/01_data.ipynb #d69e2f97
 @dataclass(frozen=True)
 class ImageData:
-    "Small images of one size and their classes, each a single tensor."
+    "Store small images of one size and their classes, each as a single tensor."
 
     images: Tensor  # (N, 3, S, S) uint8
     labels: Tensor  # (N,) int64, from 0 to the number of classes - 1
     classes: tuple[str, ...]  # names of the classes
-    name: str = "unnamed"  # where it came from
+    name: str = "unnamed"  # name of the source
 
     def __post_init__(self):
         check_data(self.images, self.labels, len(self.classes))
@@ -63,28 +82,31 @@ class ImageData:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> "ImageData":
-        "The same data on another device."
+        "Return the same data on the given device."
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def __getitem__(self, index: Tensor | slice) -> "ImageData":
-        "Some of the images."
+        "Return the selected images with their labels."
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def sample(
         self,
-        n: int,  # images to keep; all, if there are fewer
+        n: int,  # number of images to keep; all if there are fewer
         seed: int = 0,
     ) -> "ImageData":
-        "A random subset, always the same for the same seed."
+        "Return a random subset, always the same for the same seed."
         generator = torch.Generator().manual_seed(derive_seed(seed, "sample"))
         return self[torch.randperm(len(self), generator=generator)[:n].to(self.images.device)]
 
     def few_labels(
         self,
-        per_class: int,  # images of each class to keep
+        per_class: int,  # number of images of each class to keep
         seed: int = 0,
     ) -> "ImageData":
-        "A random subset with equally many images of each class. Raises `InputError` if a class has fewer."
+        """Return a random subset with equally many images of each class.
+
+        Raises `InputError` if a class has fewer.
+        """
         return self[equally_many(self.labels, len(self.classes), per_class, seed)]
 
 # %% ../nbs/01_data.ipynb #10166675
@@ -98,94 +120,137 @@ def normalize(
 def denormalize(
     images: Tensor,  # any shape, as `normalize` returns them
 ) -> Tensor:  # float32, 0..1, clipped
-    "Back to numbers one can show."
+    "Convert normalised pixels back to values that can be shown as an image."
     return (images.float() * 0.5 + 0.5).clamp(0, 1)
 
 # %% ../nbs/01_data.ipynb #2a3dd545
 def read_image(
     path: Path,
-    size: int,  # side to scale to
+    size: int,  # side of the result in pixels
 ) -> np.ndarray:  # (S, S, 3) uint8
     "Read one image file as a square RGB array. Raises `InputError` if it is not an image."
     try:
         with Image.open(path) as image:
             image = ImageOps.exif_transpose(image)
-            if image.mode.startswith(("I", "F")):  # 16 and 32 bits, or numbers from 0 to 1: bring to 8 bits
+            if image.mode.startswith(("I", "F")):  # 16 or 32 bits, or 0 to 1: convert to 8 bits
                 values = np.asarray(image, dtype=np.float64)
-                whole = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255 if values.max() > 1 else 1
-                image = Image.fromarray((values / whole * 255).clip(0, 255).astype(np.uint8))
-            if image.has_transparency_data:  # what shines through is white
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+                if image.mode.startswith("I;16") or values.max() > 255:
+                    white = 65535
+                elif values.max() > 1:
+                    white = 255
+                else:
+                    white = 1
+                image = Image.fromarray((values / white * 255).clip(0, 255).astype(np.uint8))
+            if image.has_transparency_data:  # blend transparency with white
+                background = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(background, image.convert("RGBA"))
             image = image.convert("RGB")
-            return np.asarray(image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
-    except Exception as error:  # a broken file can raise nearly anything inside the many readers of Pillow
-        raise InputError(f"{str(path)!r} cannot be read as an image ({error}): repair or remove it") from None
+            if image.size != (size, size):
+                image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+            return np.asarray(image)
+    except Exception as error:  # Pillow's readers can raise almost anything for a damaged file
+        raise InputError(
+            f"{str(path)!r} cannot be read as an image ({error}): repair or remove it"
+        ) from None
 
 # %% ../nbs/01_data.ipynb #6fb44f28
-def common_size(
-    paths: list[Path],
-) -> int:  # side in pixels
-    "The shorter side of the images if all have the same size, at most 64; else 64."
+def common_size(paths: list[Path]) -> int:  # side in pixels
+    "Return the images' shorter side if all have the same size, at most 64; otherwise 64."
     sizes = set()
     for path in paths:
-        with contextlib.suppress(Exception), Image.open(path) as image:  # `read_image` will say what is wrong
+        # `read_image` reports a file that cannot be opened
+        with contextlib.suppress(Exception), Image.open(path) as image:
             sizes.add(image.size)
     return min(64, *sizes.pop()) if len(sizes) == 1 else 64
 
 
 def read_split(
     folder: Path,  # one sub-folder per class
-    size: int | None,  # side to scale to; None: see `common_size`
-) -> tuple[Tensor, Tensor, tuple[str, ...]]:  # images (N, 3, S, S) uint8, labels (N,), names of the classes
-    "Read one half of an image folder."
-    classes = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
-    found = [(p, c) for c, name in enumerate(classes) for p in sorted((folder / name).iterdir()) if not p.name.startswith(".")]
+    size: int | None,  # side of the images in pixels; None: their `common_size`
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:  # images (N, 3, S, S) uint8, labels (N,), class names
+    "Read one split of an image folder. Raises `InputError` if it has no images or a broken link."
+    folders = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    classes = tuple(sorted(p.name for p in folders))
+    found = [
+        (p, c)
+        for c, name in enumerate(classes)
+        for p in sorted((folder / name).iterdir())
+        if not p.name.startswith(".")
+    ]
     if broken := [p for p, _ in found if p.is_symlink() and not p.exists()]:
         raise InputError(f"{str(broken[0])!r} is a link that leads nowhere: mend or remove it")
     files = [(p, c) for p, c in found if p.is_file()]
     if not files:
-        raise InputError(f"no images in {str(folder)!r}: expected {folder.name}/<class>/<image> for at least one class")
+        raise InputError(
+            f"no images in {str(folder)!r}: "
+            f"expected {folder.name}/<class>/<image> for at least one class"
+        )
     size = size or common_size([p for p, _ in files])
-    arrays = [read_image(p, size) for p, _ in files]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous(), torch.tensor([c for _, c in files]), classes
+    arrays = [read_image(p, size) for p, _ in files]  # (S, S, 3) each
+    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    return images, torch.tensor([c for _, c in files]), classes
 
 # %% ../nbs/01_data.ipynb #c9a66a71
 def load_folder(
     path: Path,  # holds train/<class>/* and test/<class>/*
-    size: int | None = None,  # side to scale all images to, in pixels
+    size: int | None = None,  # side of the images in pixels; None: their `common_size`
 ) -> tuple[ImageData, ImageData]:  # training and test images
-    "Read an image folder. Raises `InputError` where something is missing or does not fit."
+    "Read an image folder. Raises `InputError` if something is missing or does not match."
     for split in ("train", "test"):
         if not (path / split).is_dir():
-            raise InputError(f"no folder {str(path / split)!r}: an image folder holds train/<class>/* and test/<class>/*")
+            raise InputError(
+                f"no folder {str(path / split)!r}: "
+                "an image folder holds train/<class>/* and test/<class>/*"
+            )
     images, labels, classes = read_split(path / "train", size)
     test_images, test_labels, test_classes = read_split(path / "test", size or images.shape[-1])
     if set(classes) != set(test_classes):
-        raise InputError(f"train and test of {str(path)!r} have different classes: {sorted(set(classes) ^ set(test_classes))} are only in one")
-    return ImageData(images, labels, classes, path.name), ImageData(test_images, test_labels, classes, path.name)
+        raise InputError(
+            f"train and test of {str(path)!r} have different classes: "
+            f"{sorted(set(classes) ^ set(test_classes))} are only in one"
+        )
+    train = ImageData(images, labels, classes, path.name)
+    test = ImageData(test_images, test_labels, classes, path.name)
+    return train, test
 
 # %% ../nbs/01_data.ipynb #b16f89a9
-def load_npz(
-    path: Path,
-) -> tuple[ImageData, ImageData]:  # training and test images
-    "Read an .npz in MedMNIST's layout, grey or colour. Raises `InputError` where something is missing or does not fit."
+def load_npz(path: Path) -> tuple[ImageData, ImageData]:  # training and test images
+    """Read an .npz file of grey or colour images in MedMNIST's layout.
+
+    Raises `InputError` if something is missing or does not match.
+    """
     try:
-        with np.load(path, allow_pickle=False) as file:  # an object array would be a pickle, which could run anything
+        # no object arrays: they are pickles, which can run any code
+        with np.load(path, allow_pickle=False) as file:
             arrays = {key: np.asarray(file[key]) for key in file.files}
-    except Exception as error:  # a damaged file can raise nearly anything inside zipfile, zlib and NumPy
+    except Exception as error:  # zipfile, zlib and NumPy can raise almost anything here
         reason = error if zipfile.is_zipfile(path) else "it is damaged, or something else"
-        raise InputError(f"{str(path)!r} cannot be read as an .npz of plain arrays: {reason}") from None
+        raise InputError(
+            f"{str(path)!r} cannot be read as an .npz of plain arrays: {reason}"
+        ) from None
     wanted = [f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")]
     if missing := [key for key in wanted if key not in arrays]:
-        raise InputError(f"{str(path)!r} lacks {', '.join(missing)}: it must hold {', '.join(wanted)} (MedMNIST's layout)")
+        raise InputError(
+            f"{str(path)!r} lacks {', '.join(missing)}: "
+            f"it must hold {', '.join(wanted)} (MedMNIST's layout)"
+        )
     for key in ("train_labels", "test_labels"):
         if not np.issubdtype(arrays[key].dtype, np.integer):
-            raise InputError(f"{key} of {str(path)!r} must be integers from 0 on, not {arrays[key].dtype}")
-    n_classes = 1 + int(max(arrays["train_labels"].max(initial=0), arrays["test_labels"].max(initial=0)))
+            raise InputError(
+                f"{key} of {str(path)!r} must be integers from 0 on, not {arrays[key].dtype}"
+            )
+    largest = max(arrays[f"{split}_labels"].max(initial=0) for split in ("train", "test"))
+    n_classes = 1 + int(largest)
     if n_classes > 100_000:
-        raise InputError(f"labels of {str(path)!r} go up to {n_classes - 1}: they must count the classes from 0 on")
+        raise InputError(
+            f"labels of {str(path)!r} go up to {n_classes - 1}: "
+            "they must count the classes from 0 on"
+        )
     classes = tuple(str(c) for c in arrays.get("class_names", range(n_classes)))
-    return tuple(from_arrays(arrays[f"{split}_images"], arrays[f"{split}_labels"], classes, path.stem) for split in ("train", "test"))
+    return tuple(
+        from_arrays(arrays[f"{split}_images"], arrays[f"{split}_labels"], classes, path.stem)
+        for split in ("train", "test")
+    )
 
 # %% ../nbs/01_data.ipynb #f9883c54
 def from_arrays(
@@ -194,41 +259,63 @@ def from_arrays(
     classes: tuple[str, ...],
     name: str = "arrays",
 ) -> ImageData:
-    "Data from NumPy arrays, grey or colour. Raises `InputError` for another shape or type."
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.ndim == 4 and images.shape[3] != 3:
-        raise InputError(f"images of {name!r} must be uint8 of shape (N, S, S) or (N, S, S, 3), not {images.dtype} of {images.shape}")
+    "Convert NumPy arrays, grey or colour. Raises `InputError` for a wrong shape or type."
+    grey, colour = images.ndim == 3, images.ndim == 4 and images.shape[3] == 3
+    if images.dtype != np.uint8 or not (grey or colour):
+        raise InputError(
+            f"images of {name!r} must be uint8 of shape (N, S, S) or (N, S, S, 3), "
+            f"not {images.dtype} of {images.shape}"
+        )
     if labels.size != len(images):
-        raise InputError(f"labels of {name!r} must be {len(images)} integers, not an array of {labels.shape}")
+        raise InputError(
+            f"labels of {name!r} must be {len(images)} integers, not an array of {labels.shape}"
+        )
     tensor = torch.from_numpy(images)
-    tensor = tensor[..., None].expand(-1, -1, -1, 3) if images.ndim == 3 else tensor
-    return ImageData(tensor.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels.reshape(-1).astype(np.int64)), classes, name)
+    tensor = tensor[..., None].expand(-1, -1, -1, 3) if grey else tensor  # (N, S, S, 3)
+    tensor = tensor.permute(0, 3, 1, 2).contiguous()
+    return ImageData(tensor, torch.from_numpy(labels.reshape(-1).astype(np.int64)), classes, name)
 
 # %% ../nbs/01_data.ipynb #0fd317c7
 def download_cifar(name: str, root: str | Path) -> tuple[ImageData, ImageData]:
-    "CIFAR-10 or CIFAR-100 by torchvision's download and checksums, into `root`."
+    """Download CIFAR-10 or CIFAR-100 into `root` with torchvision, which verifies checksums.
+
+    Raises `InputError` if the download fails.
+    """
     from torchvision import datasets
 
     dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     try:
-        train, test = dataset(root, train=True, download=True), dataset(root, train=False, download=True)
+        train = dataset(root, train=True, download=True)
+        test = dataset(root, train=False, download=True)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"could not download {name} into {str(root)!r} ({error}): check the network, or give an .npz or a folder") from None
-    return tuple(from_arrays(half.data, np.array(half.targets), tuple(half.classes), name) for half in (train, test))
+        raise InputError(
+            f"could not download {name} into {str(root)!r} ({error}): "
+            "check the network, or give an .npz or a folder"
+        ) from None
+    return tuple(
+        from_arrays(half.data, np.array(half.targets), tuple(half.classes), name)
+        for half in (train, test)
+    )
 
 # %% ../nbs/01_data.ipynb #a1d43d91
 def load_data(
     name: str,  # "shapes", "cifar10", "cifar100", an image folder, or an .npz file
-    root: str | Path = "data",  # where downloads go
-    size: int | None = None,  # scale the images of a folder to this side, in pixels
-    limit: int | None = None,  # use only so many training images, drawn at random (and a quarter as many test images)
+    root: str | Path = "data",  # folder for downloads
+    size: int | None = None,  # side in pixels to which the images of a folder are scaled
+    limit: int | None = None,  # number of random training images; a quarter as many for testing
 ) -> tuple[ImageData, ImageData]:  # training and test images
-    "Load a data set by name or path. Raises `InputError` if there is none or it does not fit."
+    "Load a data set by name or path. Raises `InputError` if it is missing or not valid."
     path = Path(name)
-    if limit is not None and limit < 1 or size is not None and not 1 <= size <= 1024:
-        raise InputError(f"limit ({limit}) must be at least 1, and size ({size}) between 1 and 1024 pixels")
+    if (limit is not None and limit < 1) or (size is not None and not 1 <= size <= 1024):
+        raise InputError(
+            f"limit ({limit}) must be at least 1, and size ({size}) between 1 and 1024 pixels"
+        )
     if name == "shapes":
         n, n_test = (12_000, 2_000) if limit is None else (limit, -(-limit // 4))
-        return tuple(ImageData(*make_shapes(m, seed=seed), SHAPE_CLASSES, name) for m, seed in ((n, 0), (n_test, 1)))
+        return tuple(
+            ImageData(*make_shapes(m, seed=seed), SHAPE_CLASSES, name)
+            for m, seed in ((n, 0), (n_test, 1))
+        )
     if name in ("cifar10", "cifar100"):
         train, test = download_cifar(name, root)
     elif path.is_dir():
@@ -236,5 +323,8 @@ def load_data(
     elif path.suffix == ".npz" and path.is_file():
         train, test = load_npz(path)
     else:
-        raise InputError(f"no data set {name!r}: give 'shapes', 'cifar10', 'cifar100', an image folder or an .npz file")
+        raise InputError(
+            f"no data set {name!r}: "
+            "give 'shapes', 'cifar10', 'cifar100', an image folder or an .npz file"
+        )
     return (train, test) if limit is None else (train.sample(limit), test.sample(-(-limit // 4)))

@@ -32,23 +32,31 @@ def assemble(
 
 # %% ../nbs/07_decoder.ipynb #06895965
 class Decoder(nn.Module):
-    "From embeddings of the visible patches to pixels of all patches (Sections 2.2, 2.3)."
+    "Predict the pixels of all patches from embeddings of the visible ones (Sections 2.2, 2.3)."
 
     def __init__(
         self,
-        n_patches: int = 144, patch_pixels: int = 27,  # N patches of P numbers each
-        encoder_width: int = 192,  # width of the embeddings it receives
-        width: int = 192,  # its own width D
-        depth: int = 4, heads: int = 3,  # transformer layers, and attention heads in each
-        mlp_ratio: float = 2.0, dropout: float = 0.1, attention_dropout: float = 0.1, norm_first: bool = True,  # see `TransformerLayer`
+        n_patches: int = 144,  # N
+        patch_pixels: int = 27,  # P, numbers per patch
+        encoder_width: int = 192,  # width of the encoder's embeddings
+        width: int = 192,  # D, width of the decoder
+        depth: int = 4,  # transformer layers
+        heads: int = 3,  # attention heads per layer
+        mlp_ratio: float = 2.0,  # hidden width of each layer's MLP over D
+        dropout: float = 0.1,  # see `TransformerLayer`
+        attention_dropout: float = 0.1,  # on the attention weights
+        norm_first: bool = True,  # pre-norm; False for post-norm
     ):
         super().__init__()
-        same = encoder_width == width  # the paper's case: no adapter, the encoder ends in a projection already
+        # the paper's case: no adapter, because the encoder already ends in a projection
+        same = encoder_width == width
         self.adapt = nn.Identity() if same else nn.Linear(encoder_width, width, bias=False)
         self.mask_embedding = nn.Parameter(torch.randn(width) * 0.02)
         self.positions = nn.Parameter(torch.randn(n_patches + 1, width) * 0.02)
         self.layers = nn.ModuleList(
-            TransformerLayer(width, heads, mlp_ratio, dropout, attention_dropout, norm_first) for _ in range(depth))
+            TransformerLayer(width, heads, mlp_ratio, dropout, attention_dropout, norm_first)
+            for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, patch_pixels, bias=False)
 
@@ -58,30 +66,36 @@ class Decoder(nn.Module):
         keep: Tensor,  # (B, K) int64
     ) -> Tensor:  # (B, N, P)
         z = self.adapt(z)
-        x = assemble(z, keep, self.mask_embedding, len(self.positions) - 1) + self.positions.to(z.dtype)
+        x = assemble(z, keep, self.mask_embedding, len(self.positions) - 1)
+        x = x + self.positions.to(z.dtype)
         for layer in self.layers:
             x = layer(x)
         return self.head(self.norm(x[:, :-1]))
 
 # %% ../nbs/07_decoder.ipynb #ba305d6a
-def check_sizes(
-    config: "ModelConfig",
-) -> None:
-    "Raise `InputError` for sizes that cannot be built."
-    for name in ("image_size", "patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads"):
+def check_sizes(config: "ModelConfig") -> None:
+    "Raise `InputError` if a model of these sizes cannot be built."
+    encoder_sizes = ("image_size", "patch_size", "width", "depth", "heads")
+    for name in (*encoder_sizes, "decoder_width", "decoder_depth", "decoder_heads"):
         value = getattr(config, name)
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{name} is {value!r} but must be a positive whole number")
     if not 1 / min(config.width, config.decoder_width) <= config.mlp_ratio < float("inf"):
         raise InputError(f"mlp_ratio is {config.mlp_ratio} but must leave at least one hidden unit")
     for name in ("dropout", "attention_dropout"):
-        if not 0 <= getattr(config, name) < 1:
-            raise InputError(f"{name} is {getattr(config, name)} but must be at least 0 and less than 1")
+        value = getattr(config, name)
+        if not 0 <= value < 1:
+            raise InputError(f"{name} is {value} but must be at least 0 and less than 1")
     if config.image_size % config.patch_size:
-        raise InputError(f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}")
+        raise InputError(
+            f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}"
+        )
     for width, heads in (("width", "heads"), ("decoder_width", "decoder_heads")):
         if getattr(config, width) % getattr(config, heads):
-            raise InputError(f"{width} {getattr(config, width)} is not a multiple of {heads} {getattr(config, heads)}")
+            raise InputError(
+                f"{width} {getattr(config, width)} is not a multiple of "
+                f"{heads} {getattr(config, heads)}"
+            )
 
 # %% ../nbs/07_decoder.ipynb #b3ec6247
 @dataclass(frozen=True)
@@ -115,8 +129,17 @@ class ModelConfig:
 # %% ../nbs/07_decoder.ipynb #b7bb2845
 def build_encoder(config: ModelConfig) -> Encoder:
     "A freshly initialised encoder of the given sizes."
-    return Encoder(config.n_patches, config.patch_pixels, config.width, config.depth, config.heads, config.mlp_ratio,
-                   config.dropout, config.attention_dropout, config.norm_first)
+    return Encoder(
+        config.n_patches,
+        config.patch_pixels,
+        config.width,
+        config.depth,
+        config.heads,
+        config.mlp_ratio,
+        config.dropout,
+        config.attention_dropout,
+        config.norm_first,
+    )
 
 # %% ../nbs/07_decoder.ipynb #d1373892
 class MAE(nn.Module):
@@ -131,16 +154,26 @@ class MAE(nn.Module):
         self.config = replace(config, **sizes)
         c = self.config
         self.encoder = build_encoder(c)
-        self.decoder = Decoder(c.n_patches, c.patch_pixels, c.width, c.decoder_width, c.decoder_depth, c.decoder_heads,
-                               c.mlp_ratio, c.dropout, c.attention_dropout, c.norm_first)
+        self.decoder = Decoder(
+            c.n_patches,
+            c.patch_pixels,
+            c.width,
+            c.decoder_width,
+            c.decoder_depth,
+            c.decoder_heads,
+            c.mlp_ratio,
+            c.dropout,
+            c.attention_dropout,
+            c.norm_first,
+        )
 
     def forward(
         self,
         images: Tensor,  # (B, 3, S, S), normalised
-        mask_ratio: float = 0.75,  # part of the patches that is hidden
-        noise: Tensor | None = None,  # (B, N): chooses the mask, see `random_masking`; drawn if None
-    ) -> tuple[Tensor, Tensor, Tensor]:  # prediction (B, N, P), target (B, N, P), masked (B, N) bool
-        "Predict the pixels of every patch from a random quarter of them."
+        mask_ratio: float = 0.75,  # fraction of patches to hide
+        noise: Tensor | None = None,  # (B, N) for `random_masking`; drawn if None
+    ) -> tuple[Tensor, Tensor, Tensor]:  # prediction and target (B, N, P), masked (B, N) bool
+        "Mask patches at random and predict the pixels of all patches from the visible ones."
         target = patchify(images, self.config.patch_size)
         keep, masked = random_masking(*target.shape[:2], mask_ratio, images.device, noise)
         return self.decoder(self.encoder(target, keep), keep), target, masked

@@ -39,10 +39,10 @@ def tint(
 # %% ../nbs/00b_drawing.ipynb #0cb1c018
 def canvas(
     width: float,  # in boxes
-    height: float,
-    size: float = 0.65,  # inches a box takes
+    height: float,  # in boxes
+    size: float = 0.65,  # inches per box
 ) -> plt.Axes:
-    "An empty drawing board: (0, 0) is the centre of its lower left box."
+    "Create an empty canvas: (0, 0) is the centre of its lower left box."
     _, axis = plt.subplots(figsize=(width * size, height * size))
     axis.set(xlim=(-0.5, width - 0.5), ylim=(-0.5, height - 0.5), aspect="equal")
     axis.set_axis_off()
@@ -51,19 +51,21 @@ def canvas(
 
 def draw_boxes(
     axis: plt.Axes,
-    labels: Sequence,  # what to write into each box
-    roles: str | Sequence[str] = "visible",  # one for all, or one each
+    labels: Sequence,  # text of each box
+    roles: str | Sequence[str] = "visible",  # one for all boxes, or one per box
     at: tuple[float, float] = (0, 0),  # centre of the first box
     step: tuple[float, float] = (1, 0),  # from one box to the next
-    title: str = "",  # written to the left of the row
+    title: str = "",  # text to the left of the row
     fontsize: float = 9,
 ) -> list[tuple[float, float]]:  # the centres
-    "A row of labelled boxes."
+    "Draw a row of labelled boxes and return their centres."
     roles = [roles] * len(labels) if isinstance(roles, str) else roles
     centres = [(at[0] + i * step[0], at[1] + i * step[1]) for i in range(len(labels))]
     for (x, y), label, role in zip(centres, labels, roles):
-        axis.add_patch(FancyBboxPatch((x - 0.38, y - 0.38), 0.76, 0.76, boxstyle="round,pad=0,rounding_size=0.12",
-                                      facecolor=tint(role), edgecolor=ROLES[role] if role != "plain" else "#8C8C8C"))
+        rounded = "round,pad=0,rounding_size=0.12"
+        box = FancyBboxPatch((x - 0.38, y - 0.38), 0.76, 0.76, boxstyle=rounded)
+        box.set(facecolor=tint(role), edgecolor=ROLES[role] if role != "plain" else "#8C8C8C")
+        axis.add_patch(box)
         axis.text(x, y, str(label), ha="center", va="center", fontsize=fontsize)
     if title:
         axis.text(at[0] - 0.65, at[1], title, ha="right", va="center", fontsize=fontsize)
@@ -76,28 +78,43 @@ def draw_arrows(
     ends: Sequence[tuple[float, float]],
     role: str = "masked",
 ) -> None:
-    "Arrows in pairs, from the edge of each start's box to the edge of its end's."
+    "Draw an arrow from the edge of each start's box to the edge of its end's box."
     for (x0, y0), (x1, y1) in zip(starts, ends):
         across, up = (0.42 * ((b > a) - (b < a)) for a, b in ((x0, x1), (y0, y1)))
-        dx, dy = (0, up) if up else (across, 0)  # between rows from bottom to top, within a row from side to side
-        axis.annotate("", (x1 - dx, y1 - dy), (x0 + dx, y0 + dy), arrowprops={
-            "arrowstyle": "-|>", "color": ROLES[role], "lw": 1.3, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9})
+        # join top and bottom edges between rows, left and right edges within a row
+        dx, dy = (0, up) if up else (across, 0)
+        axis.annotate(
+            "",
+            (x1 - dx, y1 - dy),
+            (x0 + dx, y0 + dy),
+            arrowprops={
+                "arrowstyle": "-|>",
+                "color": ROLES[role],
+                "lw": 1.3,
+                "shrinkA": 0,
+                "shrinkB": 0,
+                "mutation_scale": 9,
+            },
+        )
 
 # %% ../nbs/00b_drawing.ipynb #72668750
 def draw_flow(
     steps: Sequence[tuple[str, str, str]],  # (name, shape or "", role) from left to right
-    size: float = 1.25,  # inches a step takes
+    size: float = 1.25,  # inches per step
 ) -> plt.Axes:
-    "Boxes from left to right with arrows between them and the tensor's shape below each."
+    "Draw boxes from left to right, joined by arrows, with the tensor's shape below each box."
     axis = canvas(len(steps), 1, size)
     axis.set(ylim=(-0.42, 0.36))
     for x, (name, shape, role) in enumerate(steps):
-        axis.add_patch(FancyBboxPatch((x - 0.4, -0.16), 0.8, 0.46, boxstyle="round,pad=0,rounding_size=0.06",
-                                      facecolor=tint(role), edgecolor=ROLES[role] if role != "plain" else "#8C8C8C"))
+        rounded = "round,pad=0,rounding_size=0.06"
+        box = FancyBboxPatch((x - 0.4, -0.16), 0.8, 0.46, boxstyle=rounded)
+        box.set(facecolor=tint(role), edgecolor=ROLES[role] if role != "plain" else "#8C8C8C")
+        axis.add_patch(box)
         axis.text(x, 0.07, name, ha="center", va="center", fontsize=9, linespacing=1.1)
         axis.text(x, -0.3, shape, ha="center", va="center", fontsize=8, family="monospace")
         if x:
-            axis.annotate("", (x - 0.4, 0.07), (x - 0.6, 0.07), arrowprops={"arrowstyle": "-|>", "color": "#404040"})
+            arrow = {"arrowstyle": "-|>", "color": "#404040"}
+            axis.annotate("", (x - 0.4, 0.07), (x - 0.6, 0.07), arrowprops=arrow)
     return axis
 
 # %% ../nbs/00b_drawing.ipynb #efef2a06
@@ -129,22 +146,24 @@ def draw_patches(
     image: Tensor,  # (3, H, W), uint8 in 0..255 or float in 0..1
     patch_size: int = 3,  # pixels
     masked: Tensor | None = None,  # (N,) bool: patches to show in grey; None shows all
-    numbers: bool = False,  # write each patch's place on it
+    numbers: bool = False,  # write its index on each patch
 ) -> None:
-    "Draw the patches of an image with gaps between them, in reading order."
+    "Draw the patches of an image in reading order with gaps between them."
     pixels = image.detach().cpu().permute(1, 2, 0)  # (H, W, 3)
     rows, columns = pixels.shape[0] // patch_size, pixels.shape[1] // patch_size
     for n in range(rows * columns):
         row, column = divmod(n, columns)
-        patch = pixels[row * patch_size:(row + 1) * patch_size, column * patch_size:(column + 1) * patch_size]
+        top, left = row * patch_size, column * patch_size
+        patch = pixels[top : top + patch_size, left : left + patch_size]
         box = (column, column + 0.88, -row - 0.88, -row)
         if masked is not None and masked[n]:
             axis.fill_between(box[:2], box[2], box[3], color=tint("masked", 0.35), linewidth=0)
         else:
             axis.imshow(patch.numpy(), extent=box, interpolation="nearest")
         if numbers:
-            axis.text(column + 0.44, -row - 0.44, n, ha="center", va="center", fontsize=7,
-                      bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.8})
+            centre = column + 0.44, -row - 0.44
+            white = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.8}
+            axis.text(*centre, n, ha="center", va="center", fontsize=7, bbox=white)
     axis.set(xlim=(-0.1, columns), ylim=(-rows, 0.1), aspect="equal")
     axis.set_axis_off()
 
@@ -160,7 +179,9 @@ def draw_map(
     "One number for each patch, drawn where the patch is."
     side = round(len(values) ** 0.5)
     colours = plt.matplotlib.colors.LinearSegmentedColormap.from_list("", ["white", ROLES[role]])
-    picture = axis.imshow(values.detach().cpu().reshape(side, side), cmap=colours, vmin=lowest, vmax=highest)
+    picture = axis.imshow(
+        values.detach().cpu().reshape(side, side), cmap=colours, vmin=lowest, vmax=highest
+    )
     axis.set(xticks=[], yticks=[], title=title)
     axis.spines[:].set(visible=True, color=ROLES["masked"])
     return picture

@@ -23,40 +23,52 @@ def take(
 # %% ../nbs/06_encoder.ipynb #b811d200
 def add_positions(
     tokens: Tensor,  # (B, K, D): embedded patches
-    keep: Tensor | None,  # (B, K) int64: their places; None if all N are there, in order
-    positions: Tensor,  # (N+1, D): one for each place, the dummy patch's last
+    keep: Tensor | None,  # (B, K) int64: places of the tokens; None for all N in order
+    positions: Tensor,  # (N+1, D): one per place, then that of the dummy patch
 ) -> Tensor:  # (B, K+1, D): the dummy patch last
-    "Each token plus the position of its place; then the dummy patch, which is nothing but its position (Section 3)."
+    "Add each token's position and append the dummy patch, which is only a position (Section 3)."
     added = positions[:-1] if keep is None else nn.functional.embedding(keep, positions)
-    tokens = tokens + added.to(tokens.dtype)  # in mixed precision (lesson 10) all stays in 16 bits from here on
+    # in mixed precision (lesson 10), all values stay in 16 bits from here on
+    tokens = tokens + added.to(tokens.dtype)
     dummy = positions[-1].to(tokens.dtype).expand(len(tokens), 1, -1)
     return torch.cat([tokens, dummy], dim=1)
 
 # %% ../nbs/06_encoder.ipynb #a3bc1f80
 def check_patches(
     patches: Tensor,  # (B, N, P)
-    n: int, pixels: int,  # what N and P must be
+    n: int,  # expected N
+    pixels: int,  # expected P
 ) -> None:
-    "Raise `InputError` for another number or size of patches."
+    "Raise `InputError` unless there are `n` patches of `pixels` numbers each."
     if patches.shape[1:] != (n, pixels):
-        raise InputError(f"the encoder was built for {n} patches of {pixels} numbers, not {tuple(patches.shape[1:])}: "
-                         f"check image size and patch size")
+        raise InputError(
+            f"the encoder was built for {n} patches of {pixels} numbers, "
+            f"not {tuple(patches.shape[1:])}: check image size and patch size"
+        )
 
 # %% ../nbs/06_encoder.ipynb #ec5552ba
 class Encoder(nn.Module):
-    "The paper's ViT (Sections 2.1, 3.1): patches to embeddings. Its defaults have 3,634,560 parameters."
+    "The paper's ViT, which embeds patches (Sections 2.1, 3.1); by default 3,634,560 parameters."
 
     def __init__(
         self,
-        n_patches: int = 144, patch_pixels: int = 27,  # N patches of P numbers each
-        width: int = 192, depth: int = 12, heads: int = 3,  # D, transformer layers, and attention heads in each
-        mlp_ratio: float = 2.0, dropout: float = 0.1, attention_dropout: float = 0.1, norm_first: bool = True,  # see `TransformerLayer`
+        n_patches: int = 144,  # N
+        patch_pixels: int = 27,  # P, numbers per patch
+        width: int = 192,  # D
+        depth: int = 12,  # transformer layers
+        heads: int = 3,  # attention heads per layer
+        mlp_ratio: float = 2.0,  # hidden width of each layer's MLP over D
+        dropout: float = 0.1,  # see `TransformerLayer`
+        attention_dropout: float = 0.1,  # on the attention weights
+        norm_first: bool = True,  # pre-norm; False for post-norm
     ):
         super().__init__()
         self.embed = nn.Linear(patch_pixels, width, bias=False)
-        self.positions = nn.Parameter(torch.randn(n_patches + 1, width) * 0.02)  # the last one is the dummy patch
+        self.positions = nn.Parameter(torch.randn(n_patches + 1, width) * 0.02)  # dummy patch last
         self.layers = nn.ModuleList(
-            TransformerLayer(width, heads, mlp_ratio, dropout, attention_dropout, norm_first) for _ in range(depth))
+            TransformerLayer(width, heads, mlp_ratio, dropout, attention_dropout, norm_first)
+            for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, width, bias=False)
 
@@ -69,7 +81,7 @@ class Encoder(nn.Module):
         patches: Tensor,  # (B, N, P), normalised
         keep: Tensor | None = None,  # (B, K) int64: places of the visible patches; None takes all
     ) -> Tensor:  # (B, K+1, D): embeddings in the order of `keep`, the dummy patch last
-        "Embed the visible patches and the dummy patch. Raises `InputError` for another number or size of patches."
+        "Embed the visible patches and the dummy patch. Raises `InputError` for a wrong shape."
         check_patches(patches, len(self.positions) - 1, self.embed.in_features)
         visible = patches if keep is None else take(patches, keep)  # (B, K, P)
         x = add_positions(self.embed(visible), keep, self.positions)  # (B, K+1, D)

@@ -30,29 +30,35 @@ from .runs import read_weights
 def reconstruct(
     mae: MAE,
     images: Tensor,  # (B, 3, H, W) uint8
-    mask_ratio: float = 0.75,  # part of the patches that is hidden
-    seed: int = 0,  # of the masks
-) -> tuple[Tensor, Tensor, Tensor]:  # original, visible (grey where hidden), reconstruction: (B, 3, S, S) float in 0..1, on the CPU
-    "What the model makes of masked images (Figure 4)."
+    mask_ratio: float = 0.75,  # fraction of the patches that is masked
+    seed: int = 0,  # seed of the masks
+) -> tuple[Tensor, Tensor, Tensor]:  # original, visible, reconstruction: (B, 3, S, S) in 0..1
+    """Mask images and reconstruct them (Figure 4).
+
+    The visible images are grey where they are masked. All results are float, on the CPU.
+    """
     mae.eval()
     device, patch_size = mae.decoder.head.weight.device, mae.config.patch_size
     x = at_size(images.to(device), mae.config.image_size)
-    noise = torch.rand(len(x), mae.config.n_patches, generator=torch.Generator().manual_seed(derive_seed(seed, "masks")))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "masks"))
+    noise = torch.rand(len(x), mae.config.n_patches, generator=generator)
     prediction, target, masked = mae(x, mask_ratio, noise.to(device))
-    pictures = x, unpatchify(target * ~masked[..., None], patch_size), unpatchify(prediction, patch_size)
+    visible = unpatchify(target * ~masked[..., None], patch_size)
+    pictures = (x, visible, unpatchify(prediction, patch_size))
     return tuple(denormalize(p).cpu() for p in pictures)
 
 # %% ../nbs/13_evaluate.ipynb #4831882a
 def show_reconstructions(
     mae: MAE,
     images: Tensor,  # (n, 3, H, W) uint8
-    columns: int = 6,  # triplets in a row
+    columns: int = 6,  # triplets per row
     mask_ratio: float = 0.75,
     seed: int = 0,
 ) -> plt.Figure:
-    "Triplets as in the paper's Figure 4: original, masked, reconstructed."
+    "Show triplets as in the paper's Figure 4: original, visible patches, reconstruction."
     triplets = torch.stack(reconstruct(mae, images, mask_ratio, seed), 1)  # (n, 3, 3, S, S)
-    spaced = F.pad(torch.cat(triplets.unbind(1), dim=3), (0, 2, 0, 2), value=1.0)  # side by side, a white seam
+    # Each triplet side by side, with a white seam.
+    spaced = F.pad(torch.cat(triplets.unbind(1), dim=3), (0, 2, 0, 2), value=1.0)
     figure = show_images(spaced, columns=columns, size=1.0)
     figure.set_size_inches(3.1 * columns * 0.75, 0.78 * -(-len(images) // columns))
     figure.subplots_adjust(0, 0, 1, 1, 0.02, 0.05)
@@ -65,15 +71,16 @@ def reconstruction_error(
     data: ImageData,
     mask_ratio: float = 0.75,
     alpha: float = 0.1,
-    seed: int = 0,  # of the masks
+    seed: int = 0,  # seed of the masks
 ) -> dict[str, float]:  # "loss", "masked", "visible": means over the images
-    "The loss of Eq. 1 on images at full size, without augmentation."
+    "Return the loss of Eq. 1 on whole images, without augmentation."
     mae.eval()
     device, totals = mae.decoder.head.weight.device, {}
     generator = torch.Generator().manual_seed(derive_seed(seed, "masks"))
     for part in data.images.split(500):
         noise = torch.rand(len(part), mae.config.n_patches, generator=generator).to(device)
-        losses = reconstruction_loss(*mae(at_size(part.to(device), mae.config.image_size), mask_ratio, noise), alpha)
+        x = at_size(part.to(device), mae.config.image_size)
+        losses = reconstruction_loss(*mae(x, mask_ratio, noise), alpha)
         for name, value in losses.items():
             totals[name] = totals.get(name, 0.0) + value.item() * len(part) / len(data)
     return totals
@@ -85,8 +92,8 @@ def encode(
     data: ImageData,
     image_size: int,  # side the encoder expects, in pixels
     patch_size: int,  # side of a patch, in pixels
-) -> dict[str, Tensor]:  # "mean" over the image patches and the "dummy" patch: (N, D) float32, on the encoder's device
-    "Two vectors for each image, all patches visible."
+) -> dict[str, Tensor]:  # "mean" over image patches, "dummy" patch: (N, D) float32 each
+    "Return two embeddings per image, on the encoder's device, with all patches visible."
     encoder.eval()
     device, means, dummies = encoder.positions.device, [], []
     for part in data.images.split(500):
@@ -103,17 +110,20 @@ def embeddings(
     patch_size: int,  # side of a patch, in pixels
     pool: str = "mean",  # "mean" over the image patches, or the "dummy" patch
 ) -> Tensor:  # (N, D) float32, on the encoder's device
-    "One vector for each image, all patches visible."
+    "Return one embedding per image, with all patches visible."
     return encode(encoder, data, image_size, patch_size)["dummy" if pool == "dummy" else "mean"]
 
 # %% ../nbs/13_evaluate.ipynb #5f99e5af
 def knn_accuracy(
-    train_x: Tensor, train_y: Tensor,  # (N, D), (N,)
-    test_x: Tensor, test_y: Tensor,  # (M, D), (M,)
-    k: int = 20,  # neighbours that vote, each with its cosine similarity
+    train_x: Tensor,  # (N, D) embeddings
+    train_y: Tensor,  # (N,) labels
+    test_x: Tensor,  # (M, D) embeddings
+    test_y: Tensor,  # (M,) labels
+    k: int = 20,  # number of neighbours, each voting with its cosine similarity
 ) -> float:  # between 0 and 1
-    "Accuracy of the vote of the k training images with the most similar embeddings."
-    train_x, test_x = F.normalize(train_x - train_x.mean(0), dim=1), F.normalize(test_x - train_x.mean(0), dim=1)
+    "Return the accuracy of a vote of the k training images with the most similar embeddings."
+    centre = train_x.mean(0)
+    train_x, test_x = F.normalize(train_x - centre, dim=1), F.normalize(test_x - centre, dim=1)
     right = 0.0
     for x, y in zip(test_x.split(500), test_y.to(test_x.device).split(500)):
         similarity, index = (x @ train_x.T).topk(min(k, len(train_x)), dim=1)  # (B, k)
@@ -124,11 +134,12 @@ def knn_accuracy(
 
 # %% ../nbs/13_evaluate.ipynb #02182950
 def fit_linear(
-    x: Tensor, y: Tensor,  # (N, D), (N,)
-    penalty: float = 1e-4,  # on the squared weights
-    steps: int = 100,  # of L-BFGS
+    x: Tensor,  # (N, D) embeddings
+    y: Tensor,  # (N,) labels
+    penalty: float = 1e-4,  # factor of the squared weights in the loss
+    steps: int = 100,  # largest number of L-BFGS steps
 ) -> nn.Linear:
-    "A linear layer that tells the classes of frozen embeddings apart (multinomial logistic regression)."
+    "Fit a linear classifier to frozen embeddings (multinomial logistic regression)."
     head = nn.Linear(x.shape[1], int(y.max()) + 1).to(x.device)
     nn.init.zeros_(head.weight), nn.init.zeros_(head.bias)
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
@@ -145,12 +156,14 @@ def fit_linear(
 
 
 def linear_probe(
-    train_x: Tensor, train_y: Tensor,  # (N, D), (N,)
-    test_x: Tensor, test_y: Tensor,  # (M, D), (M,)
-    penalty: float = 1e-4,  # on the squared weights
-    steps: int = 100,  # of L-BFGS
+    train_x: Tensor,  # (N, D) embeddings
+    train_y: Tensor,  # (N,) labels
+    test_x: Tensor,  # (M, D) embeddings
+    test_y: Tensor,  # (M,) labels
+    penalty: float = 1e-4,  # factor of the squared weights in the loss
+    steps: int = 100,  # largest number of L-BFGS steps
 ) -> float:  # between 0 and 1
-    "Accuracy of a linear classifier on frozen embeddings."
+    "Fit a linear classifier to frozen embeddings and return its test accuracy."
     mean, std = train_x.mean(0), train_x.std(0) + 1e-6
     head = fit_linear((train_x - mean) / std, train_y, penalty, steps)
     return accuracy(head((test_x - mean) / std), test_y)
@@ -161,7 +174,7 @@ def confusion_matrix(
     labels: Tensor,  # (N,) classes
     n_classes: int,
 ) -> Tensor:  # (n_classes, n_classes) int64: rows are the truth, columns the prediction
-    "How often each class is taken for each."
+    "Count predictions of each class for each true class."
     pairs = labels.cpu() * n_classes + predicted.cpu()
     return torch.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
 
@@ -170,43 +183,60 @@ def show_confusion(
     matrix: Tensor,  # as `confusion_matrix` returns it
     classes: tuple[str, ...],
 ) -> plt.Figure:
-    "The confusion matrix as a picture; with many classes, without numbers."
+    "Draw a confusion matrix; with more than 20 classes, without numbers."
     share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
-    classes = tuple(name.replace("$", r"\$") for name in classes)  # between two dollars matplotlib reads mathematics
+    # Matplotlib reads text between two dollar signs as mathematics.
+    classes = tuple(name.replace("$", r"\$") for name in classes)
     figure, axis = plt.subplots(figsize=(5.2, 4.6))
     axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     axis.set(xlabel="predicted", ylabel="true")
     if len(classes) <= 20:
         axis.set_xticks(range(len(classes)), classes, rotation=60, ha="right")
         axis.set_yticks(range(len(classes)), classes)
-        for (i, j), value in zip(torch.cartesian_prod(*[torch.arange(len(classes))] * 2).tolist(), share.flatten().tolist()):
+        cells = torch.cartesian_prod(*[torch.arange(len(classes))] * 2).tolist()
+        for (i, j), value in zip(cells, share.flatten().tolist()):
             if value >= 0.005:
-                axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 0.5 else "black")
+                percent, colour = f"{100 * value:.0f}", "white" if value > 0.5 else "black"
+                axis.text(j, i, percent, ha="center", va="center", fontsize=7, color=colour)
     figure.tight_layout()
     return figure
 
 # %% ../nbs/13_evaluate.ipynb #5722bed4
 def check_classes(weights: str | Path, classes: tuple[str, ...], test: ImageData) -> None:
-    "Raise `InputError` if a classifier knows other classes than the images have."
+    "Raise `InputError` if the classes of a classifier differ from those of the images."
     if classes != test.classes:
-        raise InputError(f"{str(weights)!r} knows other classes ({', '.join(classes[:3])}, …) than {test.name!r} has ({', '.join(test.classes[:3])}, …): "
-                         f"give the data it was trained on")
+        raise InputError(
+            f"{str(weights)!r} knows other classes ({', '.join(classes[:3])}, …) than "
+            f"{test.name!r} has ({', '.join(test.classes[:3])}, …): "
+            "give the data it was trained on"
+        )
 
 
-def evaluate_classifier(weights: str | Path, test: ImageData, device: torch.device | str) -> dict[str, float]:
-    "Accuracy and cross-entropy of a fine-tuned classifier."
+def evaluate_classifier(
+    weights: str | Path, test: ImageData, device: torch.device | str
+) -> dict[str, float]:
+    "Return the accuracy and cross-entropy of a fine-tuned classifier."
     classifier, config, classes = load_classifier(weights)
     check_classes(weights, classes, test)
     logits = predict(classifier.to(device), test, config.image_size, precision="fp32")
-    return {"accuracy": accuracy(logits, test.labels), "cross_entropy": F.cross_entropy(logits, test.labels.to(device)).item()}
+    return {
+        "accuracy": accuracy(logits, test.labels),
+        "cross_entropy": F.cross_entropy(logits, test.labels.to(device)).item(),
+    }
 
 
-def evaluate_mae(weights: str | Path, train: ImageData, test: ImageData, device: torch.device | str) -> dict[str, float]:
-    "Loss of a pre-trained model on whole images (as many training images as test images), k-NN and linear probe of its embeddings."
+def evaluate_mae(
+    weights: str | Path, train: ImageData, test: ImageData, device: torch.device | str
+) -> dict[str, float]:
+    """Measure a pre-trained model: its losses, and k-NN and linear probe on its embeddings.
+
+    The losses are those of whole images, on as many training images as test images.
+    """
     mae = load_mae(weights).to(device)
     results = {f"test_{name}": value for name, value in reconstruction_error(mae, test).items()}
     results["train_loss"] = reconstruction_error(mae, train[: len(test)])["loss"]
-    a, b = (encode(mae.encoder, data, mae.config.image_size, mae.config.patch_size) for data in (train, test))
+    sizes = mae.config.image_size, mae.config.patch_size
+    a, b = (encode(mae.encoder, data, *sizes) for data in (train, test))
     for pool in ("mean", "dummy"):
         results[f"knn_{pool}"] = knn_accuracy(a[pool], train.labels, b[pool], test.labels)
         results[f"linear_probe_{pool}"] = linear_probe(a[pool], train.labels, b[pool], test.labels)
@@ -215,11 +245,15 @@ def evaluate_mae(weights: str | Path, train: ImageData, test: ImageData, device:
 # %% ../nbs/13_evaluate.ipynb #f7c84710
 def evaluate(
     weights: str | Path,  # a weights file, or the folder of a run
-    train: ImageData,  # what the probes of a pre-trained encoder learn from; not used for a classifier
+    train: ImageData,  # training images for the probes; not used for a classifier
     test: ImageData,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:  # numbers by name; accuracies between 0 and 1
-    "Measure a pre-trained model (loss, k-NN, linear probe) or a classifier (accuracy) on test images."
+    """Evaluate a pre-trained model or a classifier on test images.
+
+    Measure the loss, k-NN and linear probe of a pre-trained model, and the accuracy and
+    cross-entropy of a classifier.
+    """
     _, about = read_weights(weights)
     if about["kind"] == "classifier":
         return evaluate_classifier(weights, test, device)

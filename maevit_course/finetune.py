@@ -48,18 +48,23 @@ class Classifier(nn.Module):
 
 # %% ../nbs/12_finetune.ipynb #0f15dd41
 def classification_loss(model: Classifier, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    "Cross-entropy, and the accuracy on the augmented images."
+    "Return the cross-entropy and the accuracy on augmented images."
     logits = model(images).float()
-    return {"loss": F.cross_entropy(logits, labels), "accuracy": (logits.argmax(1) == labels).float().mean()}
+    return {
+        "loss": F.cross_entropy(logits, labels),
+        "accuracy": (logits.argmax(1) == labels).float().mean(),
+    }
 
 # %% ../nbs/12_finetune.ipynb #0d87536e
 def at_size(
     images: Tensor,  # (B, 3, H, W) uint8
     size: int,  # side the model expects, in pixels
 ) -> Tensor:  # (B, 3, size, size) float32, normalised
-    "Whole images at the model's size, as used for testing."
+    "Normalise whole images and resize them to the model's input size, as for testing."
     x = normalize(images)
-    return x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+    if x.shape[-1] == size:
+        return x
+    return F.interpolate(x, (size, size), mode="bilinear", antialias=True)
 
 # %% ../nbs/12_finetune.ipynb #57e82270
 @torch.no_grad()
@@ -70,106 +75,143 @@ def predict(
     batch_size: int = 500,
     precision: str = "auto",  # "auto", "fp32" or "bf16", as in a recipe
 ) -> Tensor:  # (N, n_classes) float32 logits, on the model's device
-    "Logits for all images."
+    "Return the logits of all images."
     classifier.eval()
     device = classifier.head.weight.device
     with autocast(device, precision):
-        return torch.cat([classifier(at_size(part.to(device), image_size)).float() for part in data.images.split(batch_size)])
+        batches = (at_size(part.to(device), image_size) for part in data.images.split(batch_size))
+        return torch.cat([classifier(x).float() for x in batches])
 
 # %% ../nbs/12_finetune.ipynb #38f85172
 def accuracy(
     logits: Tensor,  # (N, n_classes)
     labels: Tensor,  # (N,)
 ) -> float:  # between 0 and 1
-    "Part of the images whose highest logit is the right one."
+    "Return the fraction of images whose highest logit is that of the true class."
     return (logits.argmax(1) == labels.to(logits.device)).float().mean().item()
 
 # %% ../nbs/12_finetune.ipynb #222b229a
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe(Recipe):
-    "How to fine-tune; the defaults are the paper's (Table 2)."
+    "Settings for fine-tuning; the defaults are the paper's (Table 2)."
 
     epochs: int = 300  # passes over the training images
-    warmup_epochs: float = 20  # of linear warm-up
-    batch_size: int = 768  # images in a step
+    warmup_epochs: float = 20  # epochs of linear warm-up
+    batch_size: int = 768  # images per step
     base_lr: float = 1e-3  # learning rate for a batch of 256 (Eq. 2)
-    layer_decay: float = 0.75  # learning rate of a layer over that of the layer above; from scratch there is no decay
-    crop_scale: tuple[float, float] = (0.8, 1.0)  # smallest and largest part of the area that a random crop keeps
+    layer_decay: float = 0.75  # learning rate relative to the layer above; no decay from scratch
+    # smallest and largest fraction of the area that a random crop keeps
+    crop_scale: tuple[float, float] = (0.8, 1.0)
     auto_augment: bool = True  # AutoAugment with the policy for CIFAR-10
     test_every: int = 1  # epochs between tests; the last epoch is always tested
-    model: ModelConfig = ModelConfig()  # sizes, for training from scratch; pre-trained weights bring their own
+    # sizes for training from scratch; pre-trained weights bring their own
+    model: ModelConfig = ModelConfig()
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.layer_decay <= 1 or self.test_every < 1:
-            raise InputError(f"layer_decay ({self.layer_decay}) must be above 0 and at most 1, test_every ({self.test_every}) at least 1")
-        RandomResizedCropFlip(self.model.image_size, self.crop_scale)  # raises InputError for an impossible scale
+            raise InputError(
+                f"layer_decay ({self.layer_decay}) must be above 0 and at most 1, "
+                f"test_every ({self.test_every}) at least 1"
+            )
+        # Raises InputError for an impossible scale.
+        RandomResizedCropFlip(self.model.image_size, self.crop_scale)
 
 
 #: Recipes by name: the paper's, and one for few labels on two CPU cores.
 FINETUNE_RECIPES = {
     "paper": FinetuneRecipe(),
-    "small": FinetuneRecipe(epochs=100, warmup_epochs=10, batch_size=64, base_lr=4e-3, test_every=10, model=SMALL_MODEL),
+    "small": FinetuneRecipe(
+        epochs=100, warmup_epochs=10, batch_size=64, base_lr=4e-3, test_every=10, model=SMALL_MODEL
+    ),
 }
 
 # %% ../nbs/12_finetune.ipynb #06567566
 def encoder_weights(
-    tensors: dict[str, Tensor],  # of a pre-trained masked autoencoder, by name
-) -> dict[str, Tensor]:  # by the names that an `Encoder` has for them
-    "What fine-tuning keeps: the encoder's tensors."
-    return {name.removeprefix("encoder."): tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
+    tensors: dict[str, Tensor],  # tensors of a pre-trained masked autoencoder, by name
+) -> dict[str, Tensor]:  # tensors by their name in `Encoder`
+    "Return the encoder's tensors, which fine-tuning keeps."
+    return {
+        name.removeprefix("encoder."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("encoder.")
+    }
 
 # %% ../nbs/12_finetune.ipynb #55ec02b7
 def scores(
-    classifier: Classifier,
-    test: ImageData,
-    recipe: FinetuneRecipe,
+    classifier: Classifier, test: ImageData, recipe: FinetuneRecipe
 ) -> dict[str, float]:  # "test_accuracy" (0..1) and "test_loss"
-    "Accuracy and cross-entropy on whole test images."
+    "Return the accuracy and cross-entropy on whole test images."
     logits = predict(classifier, test, recipe.model.image_size, precision=recipe.precision)
     labels = test.labels.to(logits.device)
-    return {"test_accuracy": accuracy(logits, labels), "test_loss": F.cross_entropy(logits, labels).item()}
+    return {
+        "test_accuracy": accuracy(logits, labels),
+        "test_loss": F.cross_entropy(logits, labels).item(),
+    }
 
 # %% ../nbs/12_finetune.ipynb #24d46c9b
-SIZES = ("image_size", "patch_size", "width", "depth", "heads", "mlp_ratio", "norm_first")  # what the encoder's weights decide
+#: Model settings that are fixed by the encoder's weights.
+SIZES = ("image_size", "patch_size", "width", "depth", "heads", "mlp_ratio", "norm_first")
 
 
 def sizes_of(
-    weights: str | Path, about: dict,  # pre-trained weights, and what they say of themselves
-    wanted: ModelConfig,  # the recipe's
+    weights: str | Path,  # file or run folder of the pre-trained weights
+    about: dict,  # header of that weights file
+    wanted: ModelConfig,  # model settings of the recipe
 ) -> ModelConfig:
-    "The weights' own sizes. Raises `InputError` if the recipe asks for others that are no recipe's default."
+    """Return the model settings for fine-tuning pre-trained weights.
+
+    The weights' own settings replace those of a recipe that leaves them at a default. Raises
+    `InputError` if the recipe asks for sizes that are neither a default nor the weights' own.
+    """
     own = read_config(about, weights)
     if wanted in [recipe.model for recipe in FINETUNE_RECIPES.values()]:
         return own
-    if changed := differences(*({name: getattr(config, name) for name in SIZES} for config in (own, wanted))):
-        raise InputError(f"the weights in {str(weights)!r} have other sizes than the settings ask for: {', '.join(changed)}; leave these out")
+    sizes = [{name: getattr(config, name) for name in SIZES} for config in (own, wanted)]
+    if changed := differences(*sizes):
+        raise InputError(
+            f"the weights in {str(weights)!r} have other sizes than the settings ask for: "
+            f"{', '.join(changed)}; leave these out"
+        )
     return wanted
 
 # %% ../nbs/12_finetune.ipynb #42593366
 def finetune(
     train: ImageData,
-    test: ImageData,  # tested on while training, and at the end
+    test: ImageData,  # images for the tests during and after training
     recipe: FinetuneRecipe = FinetuneRecipe(),
     out: str | Path = "runs/finetune",  # folder of the run
-    weights: str | Path | None = None,  # pre-trained: a weights file or the folder of a pre-training run; None trains from scratch
+    weights: str | Path | None = None,  # weights file or run folder; None trains from scratch
     options: RunOptions = RunOptions(),  # how to run: resume, device, …
 ) -> Classifier:  # trained, on the device; also saved as `out`/model.safetensors
-    "Fine-tune the encoder with a linear layer on top (Section 3.3). Raises `InputError`, `RunStopped` or `Diverged`, see `fit`."
+    """Fine-tune the encoder with a linear layer on top (Section 3.3).
+
+    Raises `InputError`, `RunStopped` or `Diverged`, see `fit`.
+    """
     device = pick_device(options.device)
-    test = test.to(device)  # once, and not again for every test
+    test = test.to(device)  # once, not again for every test
     if len(train.classes) < 2:
-        raise InputError(f"{train.name!r} has the one class {train.classes[0]!r}: to classify takes at least two classes")
+        raise InputError(
+            f"{train.name!r} has the one class {train.classes[0]!r}: "
+            "to classify takes at least two classes"
+        )
     if weights is not None:
         tensors, about = read_weights(weights, "mae")
         recipe = replace(recipe, model=sizes_of(weights, about, recipe.model))
     else:
-        recipe = replace(recipe, layer_decay=1.0)  # there is nothing to protect
+        recipe = replace(recipe, layer_decay=1.0)  # no pre-trained layer to protect
     recipe = settled(recipe, device)
-    config = {"phase": "finetune", "recipe": asdict(recipe), "data": describe(train), "weights": digest(*tensors.values()) if weights else None}
+    config = {
+        "phase": "finetune",
+        "recipe": asdict(recipe),
+        "data": describe(train),
+        "weights": digest(*tensors.values()) if weights else None,
+    }
     run = Run(out, config, options.resume)
     set_seed(recipe.seed, "weights")
-    classifier = Classifier(build_encoder(recipe.model), len(train.classes), recipe.model.patch_size)
+    classifier = Classifier(
+        build_encoder(recipe.model), len(train.classes), recipe.model.patch_size
+    )
     if weights is not None:
         fill(classifier.encoder, encoder_weights(tensors), weights)
 
@@ -177,20 +219,32 @@ def finetune(
         due = epoch % recipe.test_every == 0 or epoch == recipe.epochs
         return scores(classifier, test, recipe) if due else {}
 
-    fit(classifier, classification_loss, train, recipe, run, layer_decay_groups(classifier, recipe.layer_decay, recipe.weight_decay),
-        RandomResizedCropFlip(recipe.model.image_size, recipe.crop_scale), AutoAugmentBatch() if recipe.auto_augment else None, evaluate, options)
-    run.finish(classifier, {"kind": "classifier", "model": asdict(recipe.model), "recipe": asdict(recipe), "classes": list(train.classes)})
+    groups = layer_decay_groups(classifier, recipe.layer_decay, recipe.weight_decay)
+    crop = RandomResizedCropFlip(recipe.model.image_size, recipe.crop_scale)
+    block = AutoAugmentBatch() if recipe.auto_augment else None
+    fit(classifier, classification_loss, train, recipe, run, groups, crop, block, evaluate, options)
+    header = {
+        "kind": "classifier",
+        "model": asdict(recipe.model),
+        "recipe": asdict(recipe),
+        "classes": list(train.classes),
+    }
+    run.finish(classifier, header)
     return classifier.eval()
 
 # %% ../nbs/12_finetune.ipynb #3b121dc7
 def load_classifier(
     path: str | Path,  # a weights file, or the folder of a fine-tuning run
-) -> tuple[Classifier, ModelConfig, tuple[str, ...]]:  # in evaluation mode, on the CPU; its sizes; names of the classes
-    "A fine-tuned classifier. Raises `InputError` for a file that is none."
+) -> tuple[Classifier, ModelConfig, tuple[str, ...]]:  # model, its settings, class names
+    """Load a fine-tuned classifier in evaluation mode, on the CPU.
+
+    Raises `InputError` for a file that holds no classifier.
+    """
     tensors, about = read_weights(path, "classifier")
     config = read_config(about, path)
     classes = about.get("classes")
-    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+    are_names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not classes or not are_names:
         raise InputError(f"{str(path)!r} does not name its classes")
     classifier = Classifier(build_encoder(config), len(classes), config.patch_size)
     fill(classifier, tensors, path)

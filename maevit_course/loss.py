@@ -12,10 +12,10 @@ from torch import Tensor
 def reconstruction_loss(
     prediction: Tensor,  # (B, N, P)
     target: Tensor,  # (B, N, P): the true patches, normalised
-    masked: Tensor,  # (B, N) bool: True where the patch was hidden
-    alpha: float = 0.1,  # discount α on visible patches; the paper's 0.1
-) -> dict[str, Tensor]:  # scalars: "loss" (Eq. 1), "masked" and "visible" (its two mean squared errors)
-    "Equation 1: mean squared error on masked patches + α · mean squared error on visible ones."
+    masked: Tensor,  # (B, N) bool: True for masked patches
+    alpha: float = 0.1,  # discount α on visible patches (0.1 in the paper)
+) -> dict[str, Tensor]:  # scalars: "loss" and its two errors, "masked" and "visible"
+    "Compute the mean squared error on masked patches + α · that on visible ones (Eq. 1)."
     error = (prediction.float() - target.float()).square().mean(-1)  # (B, N)
     hidden = masked.float()
     on_masked = (error * hidden).sum() / hidden.sum()

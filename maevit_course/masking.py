@@ -17,15 +17,20 @@ from .core import InputError, draw_rows
 def random_masking(
     batch: int,  # B
     n_patches: int,  # N
-    mask_ratio: float = 0.75,  # part that is hidden; the paper's 0.75
+    mask_ratio: float = 0.75,  # fraction of the patches to mask; 0.75 in the paper
     device: torch.device | str = "cpu",
-    noise: Tensor | None = None,  # (B, N): masks the patches with the largest values; drawn uniformly if None
-) -> tuple[Tensor, Tensor]:  # keep (B, K) int64: places of the visible patches; masked (B, N) bool: True where hidden
-    "Choose visible patches uniformly, without replacement, for each image by itself (Section 2)."
+    noise: Tensor | None = None,  # (B, N): largest values are masked; drawn uniformly if None
+) -> tuple[Tensor, Tensor]:  # keep (B, K) int64, masked (B, N) bool
+    """Choose visible patches uniformly without replacement, for each image separately (Section 2).
+
+    `keep` holds the indices of the visible patches; `masked` is True where a patch is hidden.
+    """
     n_masked = int(n_patches * mask_ratio) if math.isfinite(mask_ratio) else 0
     if not 0 < n_masked < n_patches:
-        raise InputError(f"mask ratio {mask_ratio} hides {n_masked} of {n_patches} patches: "
-                         f"choose one that hides at least one and keeps at least one")
+        raise InputError(
+            f"mask ratio {mask_ratio} hides {n_masked} of {n_patches} patches: "
+            "choose one that hides at least one and keeps at least one"
+        )
     if noise is None:
         noise = draw_rows(lambda n: torch.rand(n, n_patches, device=device), batch)
     keep = noise.argsort(dim=1)[:, : n_patches - n_masked]

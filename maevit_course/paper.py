@@ -20,42 +20,48 @@ from .reproduce import SCALES, plan
 # %% ../nbs/15_paper.ipynb #b9646b65
 @dataclass(frozen=True)
 class Published:
-    "A line of a table in somebody's paper."
+    "One row of a published table of results."
 
     model: str
     c10: float | None  # test accuracy on CIFAR-10 in %
     c100: float | None  # on CIFAR-100
     parameters: float | None  # in millions
-    macs: float | None  # multiply-accumulates for an image, in 10⁹
+    macs: float | None  # multiply-accumulates per image, in 10⁹
     source: str = "Tan 2024, Table 3"
 
 
 PUBLISHED = (
-    Published("ResNet56", 94.63, 74.81, 0.85, 0.13), Published("ResNet110", 95.08, 76.63, 1.73, 0.26),
+    Published("ResNet56", 94.63, 74.81, 0.85, 0.13),
+    Published("ResNet110", 95.08, 76.63, 1.73, 0.26),
     Published("ResNet1k-v2", 95.38, None, 10.33, 1.55),
-    Published("ViT-12/16", 83.04, 57.97, 85.63, 0.43), Published("ViT-Lite-7/16", 78.45, 52.87, 3.89, 0.02),
-    Published("ViT-Lite-7/8", 89.10, 67.27, 3.74, 0.06), Published("ViT-Lite-7/4", 93.57, 73.94, 3.72, 0.26),
-    Published("CVT-7/8", 89.79, 70.11, 3.74, 0.06), Published("CVT-7/4", 94.01, 76.49, 3.72, 0.25),
-    Published("CCT-2/3×2", 89.75, 66.93, 0.28, 0.04), Published("CCT-7/3×2", 95.04, 77.72, 3.85, 0.29),
+    Published("ViT-12/16", 83.04, 57.97, 85.63, 0.43),
+    Published("ViT-Lite-7/16", 78.45, 52.87, 3.89, 0.02),
+    Published("ViT-Lite-7/8", 89.10, 67.27, 3.74, 0.06),
+    Published("ViT-Lite-7/4", 93.57, 73.94, 3.72, 0.26),
+    Published("CVT-7/8", 89.79, 70.11, 3.74, 0.06),
+    Published("CVT-7/4", 94.01, 76.49, 3.72, 0.25),
+    Published("CCT-2/3×2", 89.75, 66.93, 0.28, 0.04),
+    Published("CCT-7/3×2", 95.04, 77.72, 3.85, 0.29),
     Published("CCT-7/3×1, 5000 epochs", 98.00, 82.87, 3.7, None, "Hassani et al. 2021"),
     Published("ViT, self-supervised", 96.41, 79.15, 2.7, None, "Gani et al., BMVC 2022"),
-    Published("Mae-ViT-C10", 96.41, 78.20, 3.64, 0.26), Published("Mae-ViT-C100", 96.01, 78.27, 3.64, 0.26),
+    Published("Mae-ViT-C10", 96.41, 78.20, 3.64, 0.26),
+    Published("Mae-ViT-C100", 96.01, 78.27, 3.64, 0.26),
 )
 
 # %% ../nbs/15_paper.ipynb #e7b43082
 @dataclass(frozen=True)
 class Record:
-    "What is known of a run."
+    "What the results folder holds for one run."
 
     folder: Path
     config: dict
-    history: list[dict]  # a dictionary for each epoch
+    history: list[dict]  # one dictionary per epoch
     environment: dict
     summary: dict
 
 
 def results_folder() -> Path:
-    "Where the records of this project's own runs lie: in a clone at the top, in an installed library inside of it."
+    "Return the folder of this project's own records, in a clone or in an installed library."
     package = Path(maevit_course.__file__).parent
     found = [root / "results" for root in (package, package.parent) if (root / "results").is_dir()]
     return found[0] if found else Path("results")
@@ -63,75 +69,113 @@ def results_folder() -> Path:
 
 def read_records(
     scale: str,  # "paper" or "small"
-    results: Path | None = None,  # None: of this project's own runs
+    results: Path | None = None,  # results folder; None reads this project's own
 ) -> dict[str, Record]:  # by the run's name, in the plan's order
-    "The records of the runs that have been done."
+    "Read the records of all finished runs."
     folders = [(results or results_folder()) / scale / e.name for e in plan(SCALES[scale])]
     folders = [folder for folder in folders if (folder / "summary.json").exists()]
-    return {f.name: Record(f, *read_run(f), json.loads((f / "summary.json").read_text())) for f in folders}
+    return {
+        f.name: Record(f, *read_run(f), json.loads((f / "summary.json").read_text()))
+        for f in folders
+    }
 
 # %% ../nbs/15_paper.ipynb #331dafb3
 def percent(share: float | None) -> str:
-    "A share between 0 and 1 as a percentage."
+    "Format a fraction (0 to 1) as a percentage."
     return "–" if share is None else f"{100 * share:.2f}"
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    "A table in Markdown, the first column to the left, the others to the right."
+    "Return a Markdown table with the first column left-aligned and the others right-aligned."
     lines = [head, [":--", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def measured(records: dict[str, Record], name: str, what: str = "accuracy") -> float | None:
-    "A number that was measured with the weights of a finished run; None if there is no such run."
+    "Return a number that was measured with a run's final weights, or None without that run."
     return records[name].summary["measured"].get(what) if name in records else None
 
 # %% ../nbs/15_paper.ipynb #4386b07c
 def count_macs(
-    tokens: int = 145, width: int = 192, depth: int = 12,  # of a transformer whose MLPs are twice as wide
+    tokens: int = 145,  # patches and the dummy patch
+    width: int = 192,  # embedding size; MLPs are twice as wide
+    depth: int = 12,  # transformer layers
     patch_pixels: int = 27,  # numbers in a patch
-    last_projection: bool = True,  # does it end in a width × width layer?
+    last_projection: bool = True,  # whether a width × width layer comes last
 ) -> dict[str, int]:  # by part
-    "Multiply-accumulates for one image, all patches visible."
+    "Count the multiply-accumulates for one image with all patches visible."
     T, D = tokens, width
-    return {"MLP": depth * 4 * T * D * D, "patch projection": (T - 1) * patch_pixels * D,
-            "last projection": T * D * D * last_projection, "attention: qkv": depth * 3 * T * D * D,
-            "attention: scores, mixing": depth * 2 * T * T * D, "attention: output": depth * T * D * D}
+    return {
+        "MLP": depth * 4 * T * D * D,
+        "patch projection": (T - 1) * patch_pixels * D,
+        "last projection": T * D * D * last_projection,
+        "attention: qkv": depth * 3 * T * D * D,
+        "attention: scores, mixing": depth * 2 * T * T * D,
+        "attention: output": depth * T * D * D,
+    }
 
 
 def table_3(records: dict[str, Record]) -> str:
-    "Table 3 in Markdown: what was published, then our own runs at the paper's size; a dash is a run not done yet."
+    """Return Table 3 in Markdown: published results, then our own runs at the paper's size.
+
+    A dash marks a run that is not done yet.
+    """
     show = lambda value: "–" if value is None else f"{value:.2f}"
-    rows = [[p.model, *map(show, (p.c10, p.c100, p.parameters, p.macs)), p.source] for p in PUBLISHED]
-    parameters, macs = sum(p.numel() for p in Classifier(Encoder(), 10).parameters()) / 1e6, sum(count_macs().values()) / 1e9
-    models = {"c10": "pre-trained on CIFAR-10", "c100": "pre-trained on CIFAR-100", "scratch": "from scratch"}
+    rows = [
+        [p.model, *map(show, (p.c10, p.c100, p.parameters, p.macs)), p.source] for p in PUBLISHED
+    ]
+    parameters = sum(p.numel() for p in Classifier(Encoder(), 10).parameters()) / 1e6
+    macs = sum(count_macs().values()) / 1e9
+    models = {
+        "c10": "pre-trained on CIFAR-10",
+        "c100": "pre-trained on CIFAR-100",
+        "scratch": "from scratch",
+    }
     for start, model in models.items():
         cells = [percent(measured(records, f"{start}-to-{data}")) for data in ("c10", "c100")]
         epochs = f", {records[start].summary['epochs']} epochs" if start in records else ""
-        rows.append([f"**ours**, {model}{epochs}", *cells, show(parameters), show(macs), "results/paper"])
-    return markdown_table(["model", "CIFAR-10", "CIFAR-100", "parameters (M)", "MACs (G)", "source"], rows)
+        rows.append(
+            [f"**ours**, {model}{epochs}", *cells, show(parameters), show(macs), "results/paper"]
+        )
+    return markdown_table(
+        ["model", "CIFAR-10", "CIFAR-100", "parameters (M)", "MACs (G)", "source"], rows
+    )
 
 # %% ../nbs/15_paper.ipynb #9c472012
 def finetuning_table(records: dict[str, Record]) -> str:
-    "All fine-tuned classifiers in Markdown: what they started from, and their accuracy on test images after the last epoch."
-    rows, epochs = [], {"scratch": "none", **{name: str(record.summary["epochs"]) for name, record in records.items()}}
+    """Return a table of all fine-tuned classifiers in Markdown.
+
+    It shows what each started from and its test accuracy after the last epoch.
+    """
+    epochs = {"scratch": "none"}
+    epochs |= {name: str(record.summary["epochs"]) for name, record in records.items()}
     tuned = [name for name in records if "-to-" in name]
-    for start, more in dict.fromkeys((name.split("-to-")[0], "-all" if name.endswith("-all") else "") for name in tuned):
+    starts = [(name.split("-to-")[0], "-all" if name.endswith("-all") else "") for name in tuned]
+    rows = []
+    for start, more in dict.fromkeys(starts):
         names = [f"{start}-to-{data}{more}" for data in ("c10", "c100")]
         cells = [percent(measured(records, name)) for name in names]
-        rows.append([start + ", all labels" * bool(more), epochs.get(start, "?"), next(epochs[name] for name in names if name in records), *cells])
-    return markdown_table(["starts from", "epochs of pre-training", "of fine-tuning", "CIFAR-10", "CIFAR-100"], rows)
+        label = start + ", all labels" * bool(more)
+        length = next(epochs[name] for name in names if name in records)
+        rows.append([label, epochs.get(start, "?"), length, *cells])
+    return markdown_table(
+        ["starts from", "epochs of pre-training", "of fine-tuning", "CIFAR-10", "CIFAR-100"], rows
+    )
 
 
 def pretraining_table(records: dict[str, Record]) -> str:
-    "All pre-trained models in Markdown: their losses, and how far their frozen embeddings tell the classes apart."
+    """Return a table of all pre-trained models in Markdown.
+
+    It shows their losses and the accuracy of k-NN and linear probes on their frozen embeddings.
+    """
     names = [name for name, record in records.items() if record.config["phase"] == "pretrain"]
     rows = []
     for name in names:
         summary = records[name].summary
         now = summary["measured"]
-        losses = [f"{loss:.4f}" for loss in (summary["last"]["loss"], now["train_loss"], now["test_loss"])]
-        shares = [percent(now[what]) for what in ("knn_mean", "linear_probe_mean", "linear_probe_dummy")]
-        rows.append([name, str(summary["epochs"]), *losses, *shares])
+        losses = (summary["last"]["loss"], now["train_loss"], now["test_loss"])
+        shares = (now["knn_mean"], now["linear_probe_mean"], now["linear_probe_dummy"])
+        cells = [*(f"{loss:.4f}" for loss in losses), *map(percent, shares)]
+        rows.append([name, str(summary["epochs"]), *cells])
     head = ["run", "epochs", "last epoch's loss", "on whole training images", "on test images"]
     return markdown_table([*head, "k-NN", "linear probe", "probe, dummy patch"], rows)

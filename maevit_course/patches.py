@@ -14,23 +14,30 @@ from .core import InputError
 # %% ../nbs/03_patches.ipynb #00e5c6d2
 def patchify(
     images: Tensor,  # (B, C, H, W)
-    patch_size: int = 3,  # side of a patch in pixels; the paper's 3
-) -> Tensor:  # (B, N, P): N patches in reading order, P = patch_size² · C numbers each, colours last
+    patch_size: int = 3,  # side of a patch in pixels; 3 in the paper
+) -> Tensor:  # (B, N, P): patches in reading order, P = patch_size² · C numbers, colours last
     "Cut images into patches (Section 3). Raises `InputError` if the patches do not tile the image."
     height, width = images.shape[-2:]
     if height % patch_size or width % patch_size:
-        raise InputError(f"images of {height}×{width} pixels cannot be cut into patches of {patch_size}×{patch_size}: "
-                         f"choose a patch size that divides both sides")
+        raise InputError(
+            f"images of {height}×{width} pixels cannot be cut into patches of "
+            f"{patch_size}×{patch_size}: choose a patch size that divides both sides"
+        )
     return rearrange(images, "B C (h p) (w q) -> B (h w) (p q C)", p=patch_size, q=patch_size)
 
 # %% ../nbs/03_patches.ipynb #f9a5e3ad
 def unpatchify(
-    patches: Tensor,  # (B, N, P), as `patchify` makes them from square images
+    patches: Tensor,  # (B, N, P), as returned by `patchify` for square images
     patch_size: int = 3,  # side of a patch in pixels
 ) -> Tensor:  # (B, C, H, W)
-    "Put patches back together: the inverse of `patchify` for square images."
+    "Reassemble images from their patches: the inverse of `patchify` for square images."
     n, pixels = patches.shape[-2:]
     side = round(n**0.5)
     if side * side != n or pixels % patch_size**2:
-        raise InputError(f"{n} patches of {pixels} numbers do not form a square image of {patch_size}×{patch_size} patches")
-    return rearrange(patches, "B (h w) (p q C) -> B C (h p) (w q)", h=side, p=patch_size, q=patch_size)
+        raise InputError(
+            f"{n} patches of {pixels} numbers do not form "
+            f"a square image of {patch_size}×{patch_size} patches"
+        )
+    return rearrange(
+        patches, "B (h w) (p q C) -> B C (h p) (w q)", h=side, p=patch_size, q=patch_size
+    )

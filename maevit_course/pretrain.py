@@ -24,80 +24,114 @@ from .training import Recipe, RunOptions, fit, settled
 # %% ../nbs/11_pretrain.ipynb #47952beb
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe(Recipe):
-    "How to pre-train; the defaults are the paper's (Table 1)."
+    "Settings for pre-training; the defaults are the paper's (Table 1)."
 
     epochs: int = 4000  # passes over the training images
-    warmup_epochs: float = 400  # of linear warm-up
-    batch_size: int = 1408  # images in a step
+    warmup_epochs: float = 400  # epochs of linear warm-up
+    batch_size: int = 1408  # images per step
     base_lr: float = 1.5e-4  # learning rate for a batch of 256 (Eq. 2)
-    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW
-    crop_scale: tuple[float, float] = (0.6, 1.0)  # smallest and largest part of the area that a random crop keeps
-    mask_ratio: float = 0.75  # part of the patches that is hidden
+    betas: tuple[float, float] = (0.9, 0.95)  # AdamW's betas
+    crop_scale: tuple[float, float] = (0.6, 1.0)  # smallest and largest crop, as area fractions
+    mask_ratio: float = 0.75  # fraction of patches to hide
     alpha: float = 0.1  # discount on visible patches (Eq. 1)
     model: ModelConfig = ModelConfig()  # sizes of encoder and decoder
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.mask_ratio <= 1 or not 0 < int(self.model.n_patches * self.mask_ratio) < self.model.n_patches:
-            raise InputError(f"mask_ratio {self.mask_ratio} must hide at least one of the {self.model.n_patches} patches and keep at least one")
+        n = self.model.n_patches
+        if not 0 <= self.mask_ratio <= 1 or not 0 < int(n * self.mask_ratio) < n:
+            raise InputError(
+                f"mask_ratio {self.mask_ratio} must hide at least one of the {n} patches "
+                "and keep at least one"
+            )
         if not 0 <= self.alpha < float("inf"):
             raise InputError(f"alpha is {self.alpha} but must not be negative")
-        RandomResizedCropFlip(self.model.image_size, self.crop_scale)  # raises InputError for an impossible scale
+        # raises `InputError` for an invalid scale
+        RandomResizedCropFlip(self.model.image_size, self.crop_scale)
 
 # %% ../nbs/11_pretrain.ipynb #c35ff27b
-SMALL_MODEL = ModelConfig(image_size=32, patch_size=4, width=128, depth=4, heads=4, decoder_width=64, decoder_depth=1,
-                          decoder_heads=2, dropout=0.0, attention_dropout=0.0)
+SMALL_MODEL = ModelConfig(
+    image_size=32,
+    patch_size=4,
+    width=128,
+    depth=4,
+    heads=4,
+    decoder_width=64,
+    decoder_depth=1,
+    decoder_heads=2,
+    dropout=0.0,
+    attention_dropout=0.0,
+)
 
 #: Recipes by name: the paper's, and one that learns something visible on two CPU cores in minutes.
 PRETRAIN_RECIPES = {
     "paper": PretrainRecipe(),
-    "small": PretrainRecipe(epochs=20, warmup_epochs=1, batch_size=128, base_lr=2e-3, model=SMALL_MODEL),
+    "small": PretrainRecipe(
+        epochs=20, warmup_epochs=1, batch_size=128, base_lr=2e-3, model=SMALL_MODEL
+    ),
 }
 
 # %% ../nbs/11_pretrain.ipynb #8df9813f
-def describe(
-    data: ImageData,
-) -> dict:  # plain values
-    "What a run's config.json says about its data, with a fingerprint of every pixel and label."
-    return {"name": data.name, "images": len(data), "size": data.images.shape[-1], "classes": list(data.classes),
-            "fingerprint": digest(data.images, data.labels)}
+def describe(data: ImageData) -> dict:  # values that JSON can represent
+    "Describe a data set for config.json, with a checksum of all pixels and labels."
+    return {
+        "name": data.name,
+        "images": len(data),
+        "size": data.images.shape[-1],
+        "classes": list(data.classes),
+        "fingerprint": digest(data.images, data.labels),
+    }
 
 # %% ../nbs/11_pretrain.ipynb #e074e88e
 def pretrain(
     data: ImageData,  # training images; their labels are not used
     recipe: PretrainRecipe = PretrainRecipe(),
     out: str | Path = "runs/pretrain",  # folder of the run
-    options: RunOptions = RunOptions(),  # how to run: resume, device, …
-    watch: Callable[[MAE, int], dict] | None = None,  # called after each epoch with the model and the epoch's number; its values are logged
+    options: RunOptions = RunOptions(),  # resume, device, …
+    watch: Callable[[MAE, int], dict] | None = None,  # (model, epoch number) → values to log
 ) -> MAE:  # trained, on the device; also saved as `out`/model.safetensors
-    "Pre-train a masked autoencoder (Section 3.2). Raises `InputError`, `RunStopped` or `Diverged`, see `fit`."
+    """Pre-train a masked autoencoder and return it (Section 3.2).
+
+    Raises `InputError`, `RunStopped` or `Diverged`, see `fit`.
+    """
     recipe = settled(recipe, pick_device(options.device))
-    run = Run(out, {"phase": "pretrain", "recipe": asdict(recipe), "data": describe(data)}, options.resume)
+    config = {"phase": "pretrain", "recipe": asdict(recipe), "data": describe(data)}
+    run = Run(out, config, options.resume)
     set_seed(recipe.seed, "weights")
     mae = MAE(recipe.model)
 
     def loss_fn(model: MAE, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return reconstruction_loss(*model(images, recipe.mask_ratio), recipe.alpha)
 
-    fit(mae, loss_fn, data, recipe, run, decay_groups(mae, recipe.weight_decay),
+    fit(
+        mae,
+        loss_fn,
+        data,
+        recipe,
+        run,
+        decay_groups(mae, recipe.weight_decay),
         RandomResizedCropFlip(recipe.model.image_size, recipe.crop_scale),
-        evaluate=(lambda epoch: watch(mae, epoch)) if watch else None, options=options)
+        evaluate=(lambda epoch: watch(mae, epoch)) if watch else None,
+        options=options,
+    )
     run.finish(mae, {"kind": "mae", "model": asdict(recipe.model), "recipe": asdict(recipe)})
     return mae.eval()
 
 # %% ../nbs/11_pretrain.ipynb #b7adea3b
 def read_config(about: dict, path: str | Path) -> ModelConfig:
-    "The sizes that a weights file states. Raises `InputError` if it states none that make sense."
+    "Read the model's sizes from a weights file's header. Raises `InputError` if they are invalid."
     try:
         return ModelConfig(**about["model"])
     except (KeyError, TypeError, InputError) as error:
-        raise InputError(f"{str(path)!r} does not say which model its weights belong to ({error})") from None
+        raise InputError(
+            f"{str(path)!r} does not say which model its weights belong to ({error})"
+        ) from None
 
 
 def load_mae(
     path: str | Path,  # a weights file, or the folder of a pre-training run
 ) -> MAE:  # in evaluation mode, on the CPU
-    "A pre-trained masked autoencoder. Raises `InputError` for a file that is none."
+    "Load a pre-trained masked autoencoder. Raises `InputError` if the file holds none."
     tensors, about = read_weights(path, "mae")
     mae = MAE(read_config(about, path))
     fill(mae, tensors, path)

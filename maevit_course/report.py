@@ -19,38 +19,52 @@ import torch
 
 from .core import COLOURS, InputError, course_style
 from .data import ImageData
-from .evaluate import (check_classes, confusion_matrix, reconstruction_error, show_confusion,
-                                    show_reconstructions)
+from maevit_course.evaluate import (
+    check_classes,
+    confusion_matrix,
+    reconstruction_error,
+    show_confusion,
+    show_reconstructions,
+)
 from .finetune import load_classifier, predict
 from .pretrain import load_mae
 
 # %% ../nbs/13a_report.ipynb #e8dc5989
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd }
-.cards { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0 } .card { background: #f3f6fa; border-radius: .5rem; padding: .7rem 1.2rem }
-.card b { display: block; font-size: 1.7rem; color: #0072B2 } .card.second b { color: #b26a00 } .quiet { color: #666 }
-table { border-collapse: collapse; font-size: .9rem } td { padding: .15rem 1rem .15rem 0; vertical-align: top }
-td:first-child { color: #666 } figure { margin: 1rem 0 } img { max-width: 100% } figcaption { font-size: .9rem; color: #666 }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222;
+max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.6rem; margin-bottom: 0 }
+h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd }
+.cards { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0 }
+.card { background: #f3f6fa; border-radius: .5rem; padding: .7rem 1.2rem }
+.card b { display: block; font-size: 1.7rem; color: #0072B2 }
+.card.second b { color: #b26a00 } .quiet { color: #666 }
+table { border-collapse: collapse; font-size: .9rem }
+td { padding: .15rem 1rem .15rem 0; vertical-align: top }
+td:first-child { color: #666 } figure { margin: 1rem 0 } img { max-width: 100% }
+figcaption { font-size: .9rem; color: #666 }
 .columns { columns: 2; column-gap: 3rem }
 """
 
 
 def figure_html(
     figure: plt.Figure,  # closed afterwards
-    caption: str,  # what it shows; also its alternative text
+    caption: str,  # text below the figure; also its alternative text
 ) -> str:
-    "A figure as a self-contained piece of HTML."
+    "Return a figure as self-contained HTML."
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
     plt.close(figure)
     data = base64.b64encode(buffer.getvalue()).decode()
     caption = html.escape(caption)
-    return f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+    return (
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
 
 # %% ../nbs/13a_report.ipynb #391838fd
 def cards_html(cards: dict[str, str]) -> str:
-    "A row of large numbers, each with its name."
+    "Return a row of large numbers, each with its name, as HTML."
     page = ""
     for i, (name, value) in enumerate(cards.items()):
         style = "card second" if i else "card"
@@ -59,29 +73,36 @@ def cards_html(cards: dict[str, str]) -> str:
 
 
 def table_html(values: dict) -> str:
-    "A dictionary as a two-column table; the entries of a dictionary inside of it become rows as well."
-    flat = [(f"{k}.{k2}", v2) for k, v in values.items() if isinstance(v, dict) for k2, v2 in v.items()]
+    "Return a dictionary as a two-column HTML table; entries of nested dictionaries become rows."
+    flat = [
+        (f"{k}.{k2}", v2) for k, v in values.items() if isinstance(v, dict) for k2, v2 in v.items()
+    ]
     flat = [(k, v) for k, v in values.items() if not isinstance(v, dict)] + flat
-    rows = "".join(f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in flat)
+    rows = "".join(
+        f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in flat
+    )
     return f'<div class="columns"><table>{rows}</table></div>'
 
 
 def page_html(title: str, subtitle: str, *parts: str) -> str:
-    "A whole page."
-    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>"
-            f'<p class="quiet">{html.escape(subtitle)}</p>{"".join(parts)}</html>')
+    "Return a complete HTML page."
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>"
+        f'<p class="quiet">{html.escape(subtitle)}</p>{"".join(parts)}</html>'
+    )
 
 # %% ../nbs/13a_report.ipynb #93658d9d
-def read_run(
-    out: str | Path,
-) -> tuple[dict, list[dict], dict]:  # config, history, environment
-    "What a run left on the disk. Raises `InputError` if there is none."
+def read_run(out: str | Path) -> tuple[dict, list[dict], dict]:  # config, history, environment
+    "Read the records of a run. Raises `InputError` if they are missing or incomplete."
     out = Path(out)
     try:
         lines = (out / "metrics.jsonl").read_text().splitlines()
         read = lambda name: json.loads((out / name).read_text())
-        config, history, environment = read("config.json"), [json.loads(line) for line in lines], read("environment.json")
+        config = read("config.json")
+        history = [json.loads(line) for line in lines]
+        environment = read("environment.json")
         if not {"phase", "recipe", "data"} <= config.keys():
             raise ValueError("its config.json is not that of a run")
         if not history:
@@ -92,7 +113,7 @@ def read_run(
 
 
 def duration(seconds: float) -> str:
-    "Seconds as people say them."
+    "Format seconds as hours and minutes, or as minutes and seconds."
     minutes, seconds = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
@@ -100,20 +121,26 @@ def duration(seconds: float) -> str:
 
 # %% ../nbs/13a_report.ipynb #dafbc38b
 def show_curves(
-    histories: dict[str, list[dict]],  # by the run's name
-    fields: tuple[str, ...],  # what to plot, each in a panel of its own
+    histories: dict[str, list[dict]],  # logged epochs by the run's name
+    fields: tuple[str, ...],  # fields to plot, each in its own panel
 ) -> plt.Figure:
-    "Curves over the epochs; fields that no run has are left out. Raises `InputError` if that leaves none."
-    fields = [f for f in fields if any(f in line for history in histories.values() for line in history)]
+    """Plot curves over the epochs, leaving out fields that no run has logged.
+
+    Raises `InputError` if no field is left.
+    """
+    lines = [line for history in histories.values() for line in history]
+    fields = [field for field in fields if any(field in line for line in lines)]
     if not fields:
         raise InputError("there is nothing to plot: no run has logged any of these fields")
     figure, axes = plt.subplots(1, len(fields), figsize=(4.5 * len(fields), 2.9), squeeze=False)
     for axis, field in zip(axes[0], fields):
         for (name, history), colour in zip(histories.items(), cycle(COLOURS)):
             points = [(line["epoch"], line[field]) for line in history if field in line]
-            axis.plot(*zip(*points), label=name, color=colour, marker="." if len(points) < 30 else None)
-        values = [line[field] for history in histories.values() for line in history if field in line]
-        wide = field in ("loss", "masked", "visible") and min(values) > 0 and max(values) > 3 * min(values)
+            marker = "." if len(points) < 30 else None
+            axis.plot(*zip(*points), label=name, color=colour, marker=marker)
+        values = [line[field] for line in lines if field in line]
+        is_loss = field in ("loss", "masked", "visible")
+        wide = is_loss and min(values) > 0 and max(values) > 3 * min(values)
         axis.set(xlabel="epoch", title=field.replace("_", " "), yscale="log" if wide else "linear")
         if len(histories) > 1:
             axis.legend()
@@ -122,29 +149,39 @@ def show_curves(
 
 # %% ../nbs/13a_report.ipynb #3c79f493
 def pretraining_parts(
-    out: Path, config: dict, history: list[dict], test: ImageData, device: torch.device | str,
+    out: Path, config: dict, history: list[dict], test: ImageData, device: torch.device | str
 ) -> tuple[str, dict, str, str]:
-    "Title, first card, curves and gallery of a pre-training run."
-    mae = load_mae(out).to(device)
-    loss = reconstruction_error(mae, test, config["recipe"]["mask_ratio"], config["recipe"]["alpha"])["loss"]
-    curves = figure_html(show_curves({"": history}, ("loss", "masked", "visible")),
-                         "Mean squared errors in training: Eq. 1, its masked and its visible part.")
-    gallery = figure_html(show_reconstructions(mae, test.images[:24], 4, config["recipe"]["mask_ratio"]),
-                          "Test images, each as original, what the model saw, and what it imagined.")
+    "Return title, first card, curves and gallery of a pre-training run."
+    mae, recipe = load_mae(out).to(device), config["recipe"]
+    loss = reconstruction_error(mae, test, recipe["mask_ratio"], recipe["alpha"])["loss"]
+    curves = figure_html(
+        show_curves({"": history}, ("loss", "masked", "visible")),
+        "Mean squared errors in training: Eq. 1, its masked and its visible part.",
+    )
+    gallery = figure_html(
+        show_reconstructions(mae, test.images[:24], 4, recipe["mask_ratio"]),
+        "Test images, each as original, what the model saw, and what it imagined.",
+    )
     return "Pre-training", {"loss on test images": f"{loss:.4f}"}, curves, gallery
 
 
 def finetuning_parts(
-    out: Path, config: dict, history: list[dict], test: ImageData, device: torch.device | str,
+    out: Path, config: dict, history: list[dict], test: ImageData, device: torch.device | str
 ) -> tuple[str, dict, str, str]:
-    "Title, first card, curves and confusion matrix of a fine-tuning run."
+    "Return title, first card, curves and confusion matrix of a fine-tuning run."
     classifier, model, classes = load_classifier(out)
     check_classes(out, classes, test)
-    predicted = predict(classifier.to(device), test, model.image_size, precision=config["recipe"]["precision"]).argmax(1)
-    curves = figure_html(show_curves({"": history}, ("loss", "accuracy", "test_accuracy")),
-                         "Loss and accuracy on augmented training images, accuracy on test images.")
-    confusion = figure_html(show_confusion(confusion_matrix(predicted, test.labels, len(classes)), classes),
-                            "Of each true class (row), the percentage taken for each class (column).")
+    precision = config["recipe"]["precision"]
+    logits = predict(classifier.to(device), test, model.image_size, precision=precision)
+    predicted = logits.argmax(1)
+    curves = figure_html(
+        show_curves({"": history}, ("loss", "accuracy", "test_accuracy")),
+        "Loss and accuracy on augmented training images, accuracy on test images.",
+    )
+    confusion = figure_html(
+        show_confusion(confusion_matrix(predicted, test.labels, len(classes)), classes),
+        "Of each true class (row), the percentage taken for each class (column).",
+    )
     right = (predicted == test.labels.to(predicted.device)).float().mean().item()
     title = "Fine-tuning" if config["weights"] else "Training from scratch"
     return title, {"test accuracy": f"{100 * right:.2f} %"}, curves, confusion
@@ -154,8 +191,11 @@ def report(
     out: str | Path,  # folder of a finished run
     test: ImageData,  # test images, for the gallery or the confusion matrix
     device: torch.device | str = "cpu",
-) -> Path:  # of report.html
-    "Write `report.html` into the run's folder: numbers, curves, gallery or confusion matrix, recipe, machine."
+) -> Path:  # path of report.html
+    """Write `report.html` into the run's folder.
+
+    The page shows numbers, curves, a gallery or confusion matrix, the recipe and the machine.
+    """
     out = Path(out)
     config, history, environment = read_run(out)
     last, data = history[-1], config["data"]
@@ -163,11 +203,26 @@ def report(
         course_style()
         parts = pretraining_parts if config["phase"] == "pretrain" else finetuning_parts
         title, cards, curves, picture = parts(out, config, history, test, device)
-    cards |= {"epochs": str(last["epoch"]), "training": duration(last["seconds"]),
-              "images/s": f"{last['images_per_s']:,.0f}"}
-    subtitle = (f"{data['images']:,} images of {data['size']}×{data['size']} pixels from {data['name']}, "
-                f"{len(data['classes'])} classes")
-    page = page_html(f"{title} · {data['name']}", subtitle, cards_html(cards), picture, "<h2>Curves</h2>", curves,
-                     "<h2>Recipe</h2>", table_html(config["recipe"]), "<h2>Machine</h2>", table_html(environment))
+    cards |= {
+        "epochs": str(last["epoch"]),
+        "training": duration(last["seconds"]),
+        "images/s": f"{last['images_per_s']:,.0f}",
+    }
+    subtitle = (
+        f"{data['images']:,} images of {data['size']}×{data['size']} pixels from {data['name']}, "
+        f"{len(data['classes'])} classes"
+    )
+    page = page_html(
+        f"{title} · {data['name']}",
+        subtitle,
+        cards_html(cards),
+        picture,
+        "<h2>Curves</h2>",
+        curves,
+        "<h2>Recipe</h2>",
+        table_html(config["recipe"]),
+        "<h2>Machine</h2>",
+        table_html(environment),
+    )
     (out / "report.html").write_text(page, encoding="utf-8")
     return out / "report.html"

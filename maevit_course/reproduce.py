@@ -35,11 +35,12 @@ from .training import Recipe, RunOptions
 class Experiment:
     "One run of a reproduction."
 
-    name: str  # also of its folder
+    name: str  # name of the run and of its folder
     data: str  # "c10" or "c100"
     recipe: Recipe  # a `PretrainRecipe` or a `FinetuneRecipe`
-    start: "Experiment | None" = None  # of fine-tuning: the run whose encoder it starts from; None is from scratch
-    labels_per_class: int | None = None  # of fine-tuning: use only so many labelled images of each class; None uses all
+    # fine-tuning starts from this run's encoder; None trains from scratch
+    start: "Experiment | None" = None
+    labels_per_class: int | None = None  # labelled images per class for fine-tuning; None uses all
 
     @property
     def pretrains(self) -> bool:
@@ -48,39 +49,60 @@ class Experiment:
 # %% ../nbs/14a_reproduce.ipynb #2589b600
 @dataclass(frozen=True)
 class Scale:
-    "How large a reproduction is."
+    "Size of a reproduction."
 
-    pretrain: PretrainRecipe  # of the main runs
-    finetune: FinetuneRecipe
+    pretrain: PretrainRecipe  # recipe of the main pre-training runs
+    finetune: FinetuneRecipe  # recipe of the main fine-tuning runs
     lengths: tuple[int, ...]  # epochs of further pre-training runs on CIFAR-10
-    trial: tuple[int, int]  # epochs of pre-training and fine-tuning when settings are compared
-    labels: dict[str, int | None]  # labelled images of each class for fine-tuning, for each data set; None uses all
-    all_labels: int | None = None  # epochs of two more fine-tuning runs with all labels of CIFAR-10; None where `labels` are all
+    trial: tuple[int, int]  # epochs of pre-training and of fine-tuning in the ablations
+    labels: dict[str, int | None]  # fine-tuning labels per class, for each data set; None uses all
+    # epochs of two more fine-tuning runs with all labels of CIFAR-10; None if `labels` uses all
+    all_labels: int | None = None
 
 
 SCALES = {
-    "paper": Scale(PRETRAIN_RECIPES["paper"], FINETUNE_RECIPES["paper"], lengths=(400, 1600), trial=(100, 50),
-                   labels={"c10": None, "c100": None}),
-    "small": Scale(PRETRAIN_RECIPES["small"], FINETUNE_RECIPES["small"], lengths=(100,), trial=(5, 100),
-                   labels={"c10": 100, "c100": 10}, all_labels=20),
+    "paper": Scale(
+        PRETRAIN_RECIPES["paper"],
+        FINETUNE_RECIPES["paper"],
+        lengths=(400, 1600),
+        trial=(100, 50),
+        labels={"c10": None, "c100": None},
+    ),
+    "small": Scale(
+        PRETRAIN_RECIPES["small"],
+        FINETUNE_RECIPES["small"],
+        lengths=(100,),
+        trial=(5, 100),
+        labels={"c10": 100, "c100": 10},
+        all_labels=20,
+    ),
 }
 
 # %% ../nbs/14a_reproduce.ipynb #ded7b119
 def trials(scale: Scale) -> dict[str, PretrainRecipe]:
-    "The settings that are compared: the recipe's own, and those that differ from it in one point."
+    "Return the ablations: the recipe itself, and variants that differ in one setting."
     model, recipe = scale.pretrain.model, scale.pretrain.with_epochs(scale.trial[0])
     other_dropout = 0.0 if model.attention_dropout else 0.1
-    changes = {"trial": {},
-               "trial-norm": {"model": replace(model, norm_first=not model.norm_first)},
-               "trial-attention-dropout": {"model": replace(model, attention_dropout=other_dropout)}}
+    changes = {
+        "trial": {},
+        "trial-norm": {"model": replace(model, norm_first=not model.norm_first)},
+        "trial-attention-dropout": {"model": replace(model, attention_dropout=other_dropout)},
+    }
     return {name: replace(recipe, **change) for name, change in changes.items()}
 
 
 def plan(scale: Scale) -> list[Experiment]:
-    "All runs, in the order in which to do them: a pre-training run stands before those that start from it."
-    def tune(start: Experiment | None, data: str, recipe: FinetuneRecipe = scale.finetune, all_labels: bool = False) -> Experiment:
-        # Without weights there is nothing that layer-wise decay could protect, and `finetune` insists on 1.
-        recipe = replace(recipe, model=start.recipe.model) if start else replace(recipe, layer_decay=1.0)
+    "List all runs in execution order: a pre-training run precedes those that start from it."
+
+    def tune(
+        start: Experiment | None,
+        data: str,
+        recipe: FinetuneRecipe = scale.finetune,
+        all_labels: bool = False,
+    ) -> Experiment:
+        # Without weights, `finetune` sets layer_decay to 1; the plan must agree with its record.
+        change = {"model": start.recipe.model} if start else {"layer_decay": 1.0}
+        recipe = replace(recipe, **change)
         name = f"{start.name if start else 'scratch'}-to-{data}{'-all' if all_labels else ''}"
         return Experiment(name, data, recipe, start, None if all_labels else scale.labels[data])
 
@@ -97,30 +119,32 @@ def plan(scale: Scale) -> list[Experiment]:
         runs += [start, tune(start, "c10")]
     if scale.all_labels:
         recipe = scale.finetune.with_epochs(scale.all_labels)
-        runs += [tune(weights, "c10", recipe, all_labels=True) for weights in (start, None)]  # from the longest run, and from scratch
+        # From the longest run, and from scratch.
+        runs += [tune(weights, "c10", recipe, all_labels=True) for weights in (start, None)]
     return runs
 
 # %% ../nbs/14a_reproduce.ipynb #5647ca2b
-MOMENTS = (20, 1020, 2020, 3020)  # of 4000 epochs: those of Figure 5
+MOMENTS = (20, 1020, 2020, 3020)  # epochs shown in Figure 5, of 4000
 
 
 def save_picture(figure: plt.Figure, path: Path) -> None:
-    "A small JPEG; the figure is closed."
+    "Save a figure as a small JPEG and close it."
     figure.savefig(path, dpi=110, bbox_inches="tight", pil_kwargs={"quality": 85})
     plt.close(figure)
 
 
 def photographer(
-    folder: Path,  # of the run
+    folder: Path,  # folder of the run
     images: Tensor,  # (n, 3, H, W) uint8
     recipe: PretrainRecipe,
 ) -> Callable[[MAE, int], dict]:
-    "A watcher for `pretrain` that saves what the model makes of some images, at the moments of Figure 5, as epoch-….jpg."
+    "Return a callback for `pretrain` that saves reconstructions as epoch-….jpg, as in Figure 5."
     moments = {max(1, round(moment / 4000 * recipe.epochs)) for moment in MOMENTS}
 
     def watch(mae: MAE, epoch: int) -> dict:
         if epoch in moments:
-            save_picture(show_reconstructions(mae, images, 4, recipe.mask_ratio), folder / f"epoch-{epoch:04d}.jpg")
+            figure = show_reconstructions(mae, images, 4, recipe.mask_ratio)
+            save_picture(figure, folder / f"epoch-{epoch:04d}.jpg")
         return {}
 
     return watch
@@ -130,52 +154,70 @@ DataSets = dict[str, tuple[ImageData, ImageData]]  # training and test images, b
 
 
 def train_one(experiment: Experiment, data: DataSets, out: Path, options: RunOptions) -> None:
-    "Do a run, or go on with it. Raises `InputError` if the run that it starts from is not in `out`."
+    "Start or resume a run. Raises `InputError` if `out` lacks the run that it starts from."
     train, test = data[experiment.data]
     folder = out / experiment.name
     options = replace(options, resume=True)
     if experiment.pretrains:
-        pretrain(train, experiment.recipe, folder, options, photographer(folder, train.images[:4], experiment.recipe))
+        watch = photographer(folder, train.images[:4], experiment.recipe)
+        pretrain(train, experiment.recipe, folder, options, watch)
         return
     weights = out / experiment.start.name if experiment.start else None
     if weights and not (weights / MODEL).exists():
-        raise InputError(f"{experiment.name} starts from the weights of {experiment.start.name}, which are not in {str(out)!r}: "
-                         f"do that run here first, with a results folder of your own if its record is already there")
+        raise InputError(
+            f"{experiment.name} starts from the weights of {experiment.start.name}, "
+            f"which are not in {str(out)!r}: do that run here first, "
+            "with a results folder of your own if its record is already there"
+        )
     if experiment.labels_per_class is not None:
         train = train.few_labels(experiment.labels_per_class, experiment.recipe.seed)
     finetune(train, test, experiment.recipe, folder, weights, options)
 
 # %% ../nbs/14a_reproduce.ipynb #a14e1c57
-#: In the order of copying: a summary says that all is there.
+#: Files to copy, in this order: the summary comes last, so its presence marks a complete record.
 EVIDENCE = ("config.json", METRICS, "environment.json", "*.jpg", "summary.json")
 
 
 def summarise_log(config: dict, history: list[dict]) -> dict:
-    "What a summary says that follows from the run's log."
+    "Return the part of a summary that follows from the run's log."
     last, data = history[-1], config["data"]
     rate = statistics.median(line["images_per_s"] for line in history)
-    losses = [name for name in ("loss", "masked", "visible", "accuracy", "test_accuracy", "test_loss") if name in last]
-    return {"phase": config["phase"], "data": data["name"], "images": data["images"], "epochs": last["epoch"],
-            "seed": config["recipe"]["seed"], "minutes": round(last["seconds"] / 60, 2), "images_per_s": round(rate, 1),
-            "last": {name: last[name] for name in losses}}
+    names = ("loss", "masked", "visible", "accuracy", "test_accuracy", "test_loss")
+    return {
+        "phase": config["phase"],
+        "data": data["name"],
+        "images": data["images"],
+        "epochs": last["epoch"],
+        "seed": config["recipe"]["seed"],
+        "minutes": round(last["seconds"] / 60, 2),
+        "images_per_s": round(rate, 1),
+        "last": {name: last[name] for name in names if name in last},
+    }
 
 
 def measure_run(experiment: Experiment, data: DataSets, out: Path, device: torch.device) -> dict:
-    "Measure a finished run; write its summary.json and, after pre-training, gallery.jpg (Figure 4)."
+    "Measure a finished run; write summary.json and, after pre-training, gallery.jpg (Figure 4)."
     (train, test), folder = data[experiment.data], out / experiment.name
     config, history, _ = read_run(folder)
-    measured = {name: round(value, 5) for name, value in evaluate(folder, train, test, device).items()}
+    results = evaluate(folder, train, test, device)
+    measured = {name: round(value, 5) for name, value in results.items()}
     if experiment.pretrains:
-        gallery = show_reconstructions(load_mae(folder), test.images[:24], 4, experiment.recipe.mask_ratio)
+        mask_ratio = experiment.recipe.mask_ratio
+        gallery = show_reconstructions(load_mae(folder), test.images[:24], 4, mask_ratio)
         save_picture(gallery, folder / "gallery.jpg")
     start = experiment.start.name if experiment.start else None
-    summary = {"name": experiment.name, "start": start, **summarise_log(config, history), "measured": measured}
+    summary = {
+        "name": experiment.name,
+        "start": start,
+        **summarise_log(config, history),
+        "measured": measured,
+    }
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
 
 
 def keep_evidence(folder: Path, results: Path) -> None:
-    "Copy the evidence of a run to where it is published."
+    "Copy the evidence of a run to its results folder."
     results.mkdir(parents=True, exist_ok=True)
     for pattern in EVIDENCE:
         for file in sorted(folder.glob(pattern)):
@@ -183,7 +225,10 @@ def keep_evidence(folder: Path, results: Path) -> None:
 
 # %% ../nbs/14a_reproduce.ipynb #e9fbaa89
 def choose(experiments: list[Experiment], names: tuple[str, ...]) -> list[Experiment]:
-    "Those with the given names, in the plan's order; all if there are no names. Raises `InputError` for an unknown one."
+    """Return the named runs in the plan's order, or all runs if there are no names.
+
+    Raises `InputError` for an unknown name.
+    """
     known = [e.name for e in experiments]
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"no run {unknown[0]!r} in the plan: choose from {', '.join(known)}")
@@ -191,21 +236,28 @@ def choose(experiments: list[Experiment], names: tuple[str, ...]) -> list[Experi
 
 
 def is_kept(experiment: Experiment, results: Path) -> bool:
-    "Is the evidence of this run there? Raises `InputError` if it, or the run it starts from, is by another recipe."
+    """Return whether the evidence of a run is in the results folder.
+
+    Raises `InputError` if the record of the run, or of the run that it starts from, has a
+    different recipe.
+    """
     folder = results / experiment.name
     if experiment.start:
         is_kept(experiment.start, results)
     if not (folder / "summary.json").exists():
         return False
     kept, wanted = read_run(folder)[0]["recipe"], json.loads(json.dumps(asdict(experiment.recipe)))
-    if changed := differences(kept, {**wanted, "precision": kept["precision"]}):  # "auto" has been settled
-        raise InputError(f"{str(folder)!r} holds the record of another run: {', '.join(changed)}; "
-                         f"choose other folders for the runs and their results")
+    wanted["precision"] = kept["precision"]  # the record holds what "auto" became
+    if changed := differences(kept, wanted):
+        raise InputError(
+            f"{str(folder)!r} holds the record of another run: {', '.join(changed)}; "
+            "choose other folders for the runs and their results"
+        )
     return True
 
 
 def time_left(options: RunOptions, began: float) -> RunOptions:
-    "The options with what is left of the minutes. Raises `RunStopped` if nothing is."
+    "Return the options with the remaining time. Raises `RunStopped` if no time remains."
     if options.minutes is None:
         return options
     minutes = options.minutes - (time.monotonic() - began) / 60
@@ -217,14 +269,19 @@ def time_left(options: RunOptions, began: float) -> RunOptions:
 def reproduce(
     experiments: list[Experiment],
     data: DataSets,
-    out: Path,  # folder for the runs, each in a folder of its own: weights and checkpoints
-    results: Path,  # folder for their evidence
-    options: RunOptions = RunOptions(),  # `minutes` is for the training of all runs together; measuring comes on top
+    out: Path,  # folder for weights and checkpoints, with a subfolder per run
+    results: Path,  # folder for the evidence
+    options: RunOptions = RunOptions(),  # `minutes` limits the total training, not the measuring
 ) -> None:
-    "Do the runs that are not done yet. Raises `RunStopped` when the time is up, else what `pretrain` and `finetune` raise."
+    """Do the runs that are not done yet.
+
+    Raises `RunStopped` when the time is up, and whatever `pretrain` and `finetune` raise.
+    """
     if WORLD_SIZE > 1:
-        raise InputError("a reproduction runs in one process: "
-                         "to share a run among several GPUs, use torchrun with maevit pretrain and finetune")
+        raise InputError(
+            "a reproduction runs in one process: "
+            "to share a run among several GPUs, use torchrun with maevit pretrain and finetune"
+        )
     began = time.monotonic()
     for n, experiment in enumerate(experiments, 1):
         name = f"{n}/{len(experiments)} {experiment.name}"
@@ -235,25 +292,31 @@ def reproduce(
         train_one(experiment, data, out, time_left(options, began))
         summary = measure_run(experiment, data, out, pick_device(options.device))
         keep_evidence(out / experiment.name, results / experiment.name)
-        print(f"{name}:", ", ".join(f"{what} {value:.4f}" for what, value in summary["measured"].items()), flush=True)
+        measured = ", ".join(f"{what} {value:.4f}" for what, value in summary["measured"].items())
+        print(f"{name}: {measured}", flush=True)
 
 # %% ../nbs/14a_reproduce.ipynb #3e2f4c2e
 def ship(
     source: str | Path,  # the folder of a run
-    path: str | Path,  # of the file to write, *.safetensors
-    **said: str | float,  # more to say in its header
+    path: str | Path,  # file to write, *.safetensors
+    **said: str | float,  # additional header fields
 ) -> None:
-    "Write the weights of a finished run with 16 bits each. They keep their recipe, and can be used like the run's own."
+    """Write the weights of a finished run with 16 bits each.
+
+    The file keeps the recipe and can be used like the run's own weights. Raises `InputError`
+    for a weight that is too large for 16 bits.
+    """
     tensors, about = read_weights(source)
     halves = {name: tensor.half() for name, tensor in tensors.items()}
     if not all(half.isfinite().all() for half in halves.values()):
         raise InputError(f"a weight in {str(source)!r} is too large for 16 bits")
-    write_atomically(Path(path), pack(halves, said | about))  # what the file says of its model is never overwritten
+    # Additional fields never overwrite the header's own.
+    write_atomically(Path(path), pack(halves, said | about))
 
 
 def load_pretrained(
-    name: str | Path,  # of weights that come with the library, such as "c10-small"; a path does as well
-) -> nn.Module:  # in evaluation mode, on the CPU: an `MAE` or a `Classifier`
-    "A model that somebody has trained before. Raises `InputError` if there is none of that name."
+    name: str | Path,  # name of weights in the library, such as "c10-small", or a path
+) -> nn.Module:  # an `MAE` or a `Classifier`, in evaluation mode, on the CPU
+    "Load a trained model. Raises `InputError` if there is none of that name."
     _, about = read_weights(name)
     return load_mae(name) if about["kind"] == "mae" else load_classifier(name)[0]

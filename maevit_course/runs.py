@@ -71,26 +71,26 @@ def digest(
 
 # %% ../nbs/09b_runs.ipynb #11664a4d
 class Damaged(ValueError):
-    "A file is not what was once written."
+    "The content of a file differs from what was written."
 
 
 def pack(
     tensors: dict[str, Tensor],
-    about: dict,  # anything JSON can say
+    about: dict,  # values that JSON can represent
 ) -> bytes:
-    "Tensors and plain values as a safetensors file that can tell whether it is whole."
+    "Convert tensors and plain values to a safetensors file with a checksum."
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     said = {"about": about, "digest": digest(json.dumps(about), *tensors, *tensors.values())}
-    return safetensors_bytes(tensors, {"maevit_course": json.dumps(said)})  # one entry: the order of several would be random
+    # a single header entry, because safetensors would write several in random order
+    return safetensors_bytes(tensors, {"maevit_course": json.dumps(said)})
 
 
-def unpack(
-    content: bytes,
-) -> tuple[dict[str, Tensor], dict]:  # what was given to `pack`
-    "The inverse of `pack`; a foreign safetensors file is about `{}`. Raises `Damaged`."
+def unpack(content: bytes) -> tuple[dict[str, Tensor], dict]:  # the arguments of `pack`
+    "Undo `pack`; for other safetensors files, `about` is `{}`. Raises `Damaged`."
     try:
         tensors = dict(sorted(safetensors_load(content).items()))
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
         said = json.loads(header.get("maevit_course", "{}"))
         about = dict(said.get("about", {}))
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:
@@ -116,101 +116,135 @@ def save_weights(
     write_atomically(Path(path), pack(model.state_dict(), about))
 
 # %% ../nbs/09b_runs.ipynb #a4623758
-SHIPPED = Path(maevit_course.__file__).parent / "weights"  # of runs whose records are in this project's repository
+# weights of runs whose records are in this project's repository
+SHIPPED = Path(maevit_course.__file__).parent / "weights"
 
 
 def shipped() -> list[str]:
-    "The names of the weights that come with the library."
+    "List the names of the weights that come with the library."
     return sorted(file.stem for file in SHIPPED.glob("*.safetensors"))
 
 # %% ../nbs/09b_runs.ipynb #552bbf12
 def read_weights(
-    path: str | Path,  # a safetensors file, the folder of a run, or the name of weights that come with the library
-    kind: str | None = None,  # "mae" or "classifier": what it must be
+    path: str | Path,  # a safetensors file, a run's folder, or a name from `shipped`
+    kind: str | None = None,  # required kind, "mae" or "classifier"; None for either
 ) -> tuple[dict[str, Tensor], dict]:  # tensors by name (float32), and the `about` of `save_weights`
-    "Read a weights file. Raises `InputError` if it is missing, damaged, not one of ours, or of another kind."
-    path = Path(path)
-    file = SHIPPED / f"{path}.safetensors" if str(path) in shipped() and not path.exists() else path / "model.safetensors" if path.is_dir() else path
+    """Read a weights file.
+
+    Raises `InputError` if it is missing, damaged, foreign or of a different kind.
+    """
+    file = path = Path(path)
+    if str(path) in shipped() and not path.exists():
+        file = SHIPPED / f"{path}.safetensors"
+    elif path.is_dir():
+        file = path / "model.safetensors"
     if not file.is_file():
-        raise InputError(f"no weights at {str(path)!r}: give a .safetensors file, the folder of a finished run, or one of {shipped()}")
+        raise InputError(
+            f"no weights at {str(path)!r}: give a .safetensors file, "
+            f"the folder of a finished run, or one of {shipped()}"
+        )
     try:
         tensors, about = read_safetensors(file)
     except (Damaged, OSError) as error:
-        raise InputError(f"{str(file)!r} cannot be used ({error}): give the weights of a finished run") from None
+        raise InputError(
+            f"{str(file)!r} cannot be used ({error}): give the weights of a finished run"
+        ) from None
     if about.get("kind") not in ("mae", "classifier") or kind not in (None, about["kind"]):
-        raise InputError(f"{str(file)!r} holds {about.get('kind', 'foreign')} weights, but {kind or 'mae or classifier'} weights are needed")
+        raise InputError(
+            f"{str(file)!r} holds {about.get('kind', 'foreign')} weights, "
+            f"but {kind or 'mae or classifier'} weights are needed"
+        )
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, about
 
 
 def fill(
     model: nn.Module,
     tensors: dict[str, Tensor],
-    path: str | Path,  # where they came from, for the message
+    path: str | Path,  # source of the weights, for the error message
 ) -> None:
-    "Load weights into a model. Raises `InputError` if they are of another model."
+    "Load weights into a model. Raises `InputError` if they do not fit."
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise InputError(f"the weights in {str(path)!r} do not fit the model that the file describes: {reason}") from None
+        raise InputError(
+            f"the weights in {str(path)!r} do not fit the model that the file describes: {reason}"
+        ) from None
 
 # %% ../nbs/09b_runs.ipynb #25ef2c82
-CHECKPOINT, PREVIOUS, METRICS, MODEL = "checkpoint.safetensors", "checkpoint.previous.safetensors", "metrics.jsonl", "model.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
+PREVIOUS = "checkpoint.previous.safetensors"
+METRICS = "metrics.jsonl"
+MODEL = "model.safetensors"
 _claimed: dict[Path, IO] = {}
 
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    "Turn an error of the disk into an `InputError` that says what is safe and what to do."
+    "Turn a disk error into an `InputError` that states whether a checkpoint exists and a remedy."
     try:
         yield
     except OSError as error:
-        safe = "; its last checkpoint is whole: make room, then resume" if os.path.exists(out / CHECKPOINT) else ""
-        raise InputError(f"cannot write into {str(out)!r}: {error.strerror or error}{safe}") from None
+        resumable, reason = os.path.exists(out / CHECKPOINT), error.strerror or error
+        safe = "; its last checkpoint is whole: make room, then resume" if resumable else ""
+        raise InputError(f"cannot write into {str(out)!r}: {reason}{safe}") from None
 
 
-def claim(out: Path) -> bool:  # was it free? False if this process has it already
-    "Keep other processes out of a run's folder. Raises `InputError` if one is in it."
+def claim(out: Path) -> bool:  # False if this process has already claimed it
+    "Lock a run's folder for this process. Raises `InputError` if another process uses it."
     if fcntl is None or out in _claimed:
         return False
-    file = open(out / ".lock", "w")
+    file = open(out / ".lock", "w")  # noqa: SIM115 (open for as long as the lock is held)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _claimed[out] = file
     except BlockingIOError:
         file.close()
-        raise InputError(f"{str(out)!r} is in use by another process: wait for it, stop it, or choose another folder") from None
+        raise InputError(
+            f"{str(out)!r} is in use by another process: "
+            "wait for it, stop it, or choose another folder"
+        ) from None
     except OSError:  # a file system without locks
         file.close()
     return True
 
 
 def release(out: Path) -> None:
-    "Let others in again."
+    "Unlock a run's folder for other processes."
     if file := _claimed.pop(out, None):
         file.close()
 
 # %% ../nbs/09b_runs.ipynb #a217e55d
-def commit() -> str | None:  # 40 digits, "-dirty" behind them if files have changed since; None outside of a checkout
-    "Which version of this project's source is running; the environment variable MAEVIT_COMMIT says it for a copy without git."
+def commit() -> str | None:  # 40 digits, then "-dirty" if files have changed
+    """Return the commit of this project's source, or None outside a checkout.
+
+    For copies without git, the environment variable `MAEVIT_COMMIT` sets it.
+    """
     root = Path(maevit_course.__file__).parent.parent
     if "MAEVIT_COMMIT" in os.environ or not (root / ".git").exists():
         return os.environ.get("MAEVIT_COMMIT")
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     with suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.check_output(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], cwd=root, text=True).strip()
+        return subprocess.check_output(command, cwd=root, text=True).strip()
     return None
 
 
 def environment() -> dict:
-    "Where a run happens: versions and machine."
-    return {"maevit_course": maevit_course.__version__, "commit": commit(), "torch": torch.__version__, "python": platform.python_version(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    "Describe where a run takes place: versions, machine and time."
+    return {
+        "maevit_course": maevit_course.__version__,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cpu": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    "The fields in which two nested dictionaries differ, as `name (old → new)`."
+    "List the fields in which two nested dictionaries differ, as `name (old → new)`."
     found = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
@@ -221,24 +255,22 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     return found
 
 # %% ../nbs/09b_runs.ipynb #b742a1d0
-def check_resumable(
-    out: Path,
-    config: dict,
-    resume: bool,
-) -> None:
-    "Raise `InputError` unless the run in this folder may be gone on with."
+def check_resumable(out: Path, config: dict, resume: bool) -> None:
+    "Raise `InputError` unless the run in this folder can be resumed with these settings."
     if not resume:
         raise InputError(f"{str(out)!r} already holds a run: choose another folder, or resume it")
     try:
         before = json.loads((out / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot resume {str(out)!r}: its config.json cannot be read ({error})") from None
+        raise InputError(
+            f"cannot resume {str(out)!r}: its config.json cannot be read ({error})"
+        ) from None
     if changed := differences(before, config):
         raise InputError(f"cannot resume {str(out)!r} with other settings: {', '.join(changed)}")
 
 # %% ../nbs/09b_runs.ipynb #62d3c5a8
 def note_sitting(out: Path) -> None:
-    "Add to environment.json where a run is gone on with, if that is another machine, another version or another commit than before."
+    "Add the environment of a resumed run to environment.json, unless only the time has changed."
     file, here = out / "environment.json", environment()
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
@@ -246,25 +278,27 @@ def note_sitting(out: Path) -> None:
         said = {}  # no reason to give up a run
     last = said.get("resumed", [said])[-1]
     if any(last.get(name) != value for name, value in here.items() if name != "started"):
+        resumed = [*said.get("resumed", []), here]
         with writing(out):
-            write_atomically(file, json.dumps({**said, "resumed": [*said.get("resumed", []), here]}, indent=1).encode())
+            write_atomically(file, json.dumps({**said, "resumed": resumed}, indent=1).encode())
 
 
 def begun(out: Path) -> bool:
-    "Has a run in this folder got anywhere? One that failed before its first step may be begun anew."
+    "Return whether a run has left a log, checkpoint or weights; if not, it may start again."
     return any((out / name).exists() for name in (CHECKPOINT, PREVIOUS, METRICS, MODEL))
 
 # %% ../nbs/09b_runs.ipynb #88b17b22
 class Folder:
-    "The folder of a run, claimed for this process. Of several processes that share a run only the first writes."
+    "A run's folder, locked for this process; of several processes, only the first writes."
 
     def __init__(
         self,
-        out: str | Path,  # made if need be
-        config: dict,  # all that decides the result
-        resume: bool = False,  # go on with the run that is there, if there is one
+        out: str | Path,  # created if it is missing
+        config: dict,  # all settings that determine the result
+        resume: bool = False,  # continue the run in the folder, if there is one
     ):
-        self.out, self.config, self.leads = Path(out).absolute(), json.loads(json.dumps(config)), RANK == 0
+        self.out, self.leads = Path(out).absolute(), RANK == 0
+        self.config = json.loads(json.dumps(config))
         if not self.leads:
             return
         with writing(self.out):
@@ -275,8 +309,12 @@ class Folder:
                 check_resumable(self.out, self.config, resume)
                 return note_sitting(self.out)
             with writing(self.out):
-                write_atomically(self.out / "environment.json", json.dumps(environment(), indent=1).encode())
-                write_atomically(self.out / "config.json", json.dumps(self.config, indent=1).encode())
+                write_atomically(
+                    self.out / "environment.json", json.dumps(environment(), indent=1).encode()
+                )
+                write_atomically(
+                    self.out / "config.json", json.dumps(self.config, indent=1).encode()
+                )
         except InputError:
             if newly:
                 release(self.out)
@@ -306,10 +344,10 @@ class LoggedFolder(Folder):
 
 # %% ../nbs/09b_runs.ipynb #eade74c2
 class Run(LoggedFolder):
-    "The memory of a run: its log and its checkpoints."
+    "A run's folder with its log and its checkpoints."
 
     def save(self, tensors: dict[str, Tensor], about: dict) -> None:
-        "Write a checkpoint; the last one becomes the previous one."
+        "Write a checkpoint and keep the one before it."
         if self.leads:
             with writing(self.out):
                 write_atomically(self.out / "checkpoint.next", pack(tensors, about))
@@ -318,15 +356,16 @@ class Run(LoggedFolder):
                 os.replace(self.out / "checkpoint.next", self.out / CHECKPOINT)
 
     def load(self) -> tuple[dict[str, Tensor], dict] | None:
-        "The newest checkpoint that is whole, or None. Log lines that are newer are dropped: they will be written again."
+        "Read the newest intact checkpoint, or return None. Log lines after it are deleted."
         state = newest_whole(self.out)
         lines = [line for line in self.history() if state and line["epoch"] <= state[1]["epoch"]]
+        log = "".join(json.dumps(line) + "\n" for line in lines)
         with writing(self.out):
-            write_atomically(self.out / METRICS, "".join(json.dumps(line) + "\n" for line in lines).encode())
+            write_atomically(self.out / METRICS, log.encode())
         return state
 
     def finish(self, model: nn.Module, about: dict) -> None:
-        "Write the result, and let other processes use the folder again."
+        "Write the final weights and unlock the folder for other processes."
         if self.leads:
             with writing(self.out):
                 save_weights(self.out / MODEL, model, about)
@@ -334,7 +373,10 @@ class Run(LoggedFolder):
 
 # %% ../nbs/09b_runs.ipynb #fe72b7b4
 def newest_whole(out: Path) -> tuple[dict[str, Tensor], dict] | None:
-    "The newest whole checkpoint in a folder, None if there is none. Raises `InputError` if all are damaged."
+    """Read the newest intact checkpoint in a folder; return None if there is no checkpoint.
+
+    Raises `InputError` if all are damaged.
+    """
     files = [file for file in (out / CHECKPOINT, out / PREVIOUS) if file.exists()]
     for file in files:
         try:
@@ -344,6 +386,12 @@ def newest_whole(out: Path) -> tuple[dict[str, Tensor], dict] | None:
             return tensors, about
         except Damaged as error:
             if file == files[-1]:
-                raise InputError(f"no checkpoint in {str(out)!r} is whole ({error}): begin anew in another folder") from None
-            warnings.warn(f"{str(file)!r} is damaged ({error}); the checkpoint before it is used", stacklevel=2)
+                raise InputError(
+                    f"no checkpoint in {str(out)!r} is whole ({error}): "
+                    "begin anew in another folder"
+                ) from None
+            warnings.warn(
+                f"{str(file)!r} is damaged ({error}); the checkpoint before it is used",
+                stacklevel=2,
+            )
     return None

@@ -24,16 +24,18 @@ def scaled_lr(
 # %% ../nbs/09_schedules.ipynb #ce71ef87
 @dataclass(frozen=True)
 class WarmupCosine:
-    "Learning rate of a step: linear warm-up to `peak`, then half a cosine to `minimum` (Sections 3.2, 3.3)."
+    "Learning rate per step: linear warm-up, then half a cosine (Sections 3.2, 3.3)."
 
     peak: float  # highest learning rate
-    warmup_steps: int  # the last of these reaches the peak
-    total_steps: int  # the step after the last would reach the minimum
-    minimum: float = 0.0  # the paper's 0
+    warmup_steps: int  # the last of them reaches the peak
+    total_steps: int  # one step after the last, the rate would be the minimum
+    minimum: float = 0.0  # lowest learning rate after the warm-up; 0 in the paper
 
     def __post_init__(self):
         if not 0 <= self.warmup_steps <= self.total_steps:
-            raise InputError(f"{self.warmup_steps} warm-up steps do not fit into {self.total_steps} steps")
+            raise InputError(
+                f"{self.warmup_steps} warm-up steps do not fit into {self.total_steps} steps"
+            )
 
     def __call__(
         self,
@@ -42,7 +44,8 @@ class WarmupCosine:
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         part = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-        return self.minimum + (self.peak - self.minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
+        cosine = 1 + math.cos(math.pi * min(1.0, part))  # from 2 to 0
+        return self.minimum + (self.peak - self.minimum) * 0.5 * cosine
 
 # %% ../nbs/09_schedules.ipynb #5535cc7e
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
@@ -56,8 +59,14 @@ def decay_groups(
 ) -> list[dict]:  # parameter groups for an optimizer; `scale` multiplies the learning rate
     "All parameters in two groups: with weight decay and without."
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    groups = [{"params": [p for n, p in named if is_decayed(n, p) == decayed],
-               "weight_decay": weight_decay * decayed, "scale": 1.0} for decayed in (True, False)]
+    groups = [
+        {
+            "params": [p for n, p in named if is_decayed(n, p) == decayed],
+            "weight_decay": weight_decay * decayed,
+            "scale": 1.0,
+        }
+        for decayed in (True, False)
+    ]
     return [group for group in groups if group["params"]]
 
 # %% ../nbs/09_schedules.ipynb #60e98ea3
@@ -82,7 +91,13 @@ def layer_decay_groups(
     groups = {}
     for name, parameter in model.named_parameters():
         layer, decayed = layer_of(name, depth), is_decayed(name, parameter)
-        group = groups.setdefault((layer, decayed), {"params": [], "weight_decay": weight_decay * decayed,
-                                                     "scale": decay ** (depth + 1 - layer)})
+        group = groups.setdefault(
+            (layer, decayed),
+            {
+                "params": [],
+                "weight_decay": weight_decay * decayed,
+                "scale": decay ** (depth + 1 - layer),
+            },
+        )
         group["params"].append(parameter)
     return list(groups.values())

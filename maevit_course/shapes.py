@@ -31,17 +31,20 @@ def blob(x: Tensor, y: Tensor) -> Tensor:
 
 # %% ../nbs/00a_shapes.ipynb #5e1291e9
 Pattern = Callable[[Tensor, Tensor], Tensor]
-#: Distance from (x, y), both (n, H, W), to the outline of a shape of radius about 1; negative inside.
+#: Signed distance from (x, y), both (n, H, W), to the outline of a shape of radius about 1.
+#: It is negative inside the shape.
 SHAPES: dict[str, Pattern] = {
     "disc": lambda x, y: torch.hypot(x, y) - 0.9,
     "ring": lambda x, y: (torch.hypot(x, y) - 0.7).abs() - 0.25,
     "square": lambda x, y: torch.maximum(x.abs(), y.abs()) - 0.75,
     "triangle": lambda x, y: polygon(x, y, corners=3, inner=0.5),
     "star": lambda x, y: polygon(x, y, corners=5, inner=0.45),
-    "cross": lambda x, y: torch.maximum(torch.minimum(x.abs(), y.abs()) - 0.28, torch.hypot(x, y) - 0.95),
+    "cross": lambda x, y: torch.maximum(
+        torch.minimum(x.abs(), y.abs()) - 0.28, torch.hypot(x, y) - 0.95
+    ),
     "heart": lambda x, y: torch.hypot(x, y + 0.25 - 0.8 * x.abs().sqrt()) - 0.75,
 }
-#: How much of the second colour the point (x, y) gets, from 0 to 1.
+#: Fraction of the second colour at the point (x, y), from 0 to 1.
 TEXTURES: dict[str, Pattern] = {
     "stripes": lambda x, y: torch.sigmoid(5 * torch.sin(8 * x)),
     "checks": lambda x, y: torch.sigmoid(8 * torch.sin(6.5 * x) * torch.sin(6.5 * y)),
@@ -82,20 +85,29 @@ def add_stroke(image: Tensor, x: Tensor, y: Tensor, length: float, generator: Ge
     return paint(image, colour, 0.8 * torch.sigmoid(-30 * distance))
 
 # %% ../nbs/00a_shapes.ipynb #0960fe76
-def draw_background(hue: Tensor, light: Tensor, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
-    "Clouds of two neighbouring colours, with two spots and a stroke: (n, 3, H, W)."
+def draw_background(
+    hue: Tensor, light: Tensor, x: Tensor, y: Tensor, generator: Generator
+) -> Tensor:
+    "Draw clouds of two neighbouring colours, two spots and a stroke: (n, 3, H, W)."
     coarse = torch.rand(len(hue), 1, 4, 4, generator=generator)
-    clouds = interpolate(coarse, size=(y.shape[1], x.shape[2]), mode="bicubic").squeeze(1)  # (n, H, W)
+    size = y.shape[1], x.shape[2]  # H, W
+    clouds = interpolate(coarse, size, mode="bicubic").squeeze(1)  # (n, H, W)
     lightness = 0.27 + 0.45 * light
     image = paint(colours(hue, lightness, 0.25), colours(hue + 0.3, lightness, 0.25), clouds)
     for length in (0.0, 0.0, 0.5):
         image = add_stroke(image, x, y, length, generator)
     across, _ = rotate(x, y, uniform(0, 2 * math.pi, len(hue), generator))
-    return image * (1 + 0.3 * across).unsqueeze(1)  # a lamp on a random side
+    return image * (1 + 0.3 * across).unsqueeze(1)  # light from a random side
 
 # %% ../nbs/00a_shapes.ipynb #0bbfee9d
-def place(x: Tensor, y: Tensor, n: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    "Coordinates around n things that lie wholly inside the picture, (n, 1, W) and (n, H, 1); their sizes and angles."
+def place(
+    x: Tensor, y: Tensor, n: int, generator: Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Place n objects at random so that each lies entirely inside its image.
+
+    Returns the coordinates relative to each object, (n, 1, W) and (n, H, 1), and the objects'
+    sizes and angles, (n, 1, 1) each.
+    """
     scale, angle = uniform(0.4, 0.8, n, generator), uniform(0, 2 * math.pi, n, generator)
     x = (x - (1 - scale) * uniform(-1, 1, n, generator)) / scale
     y = (y - (1 - scale) * uniform(-1, 1, n, generator)) / scale
@@ -103,13 +115,15 @@ def place(x: Tensor, y: Tensor, n: int, generator: Generator) -> tuple[Tensor, T
 
 
 def turn(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
-    "The thing's own coordinates, (n, H, W): turned, and wavy, as if cut by hand."
+    "Return an object's own coordinates, (n, H, W): rotated, and wavy as if cut by hand."
     u, v = rotate(x, y, angle)
     return u + 0.03 * torch.sin(4 * v + angle), v + 0.03 * torch.sin(4 * u - angle)
 
 
-def colour_in(name: str, hue: Tensor, light: Tensor, u: Tensor, v: Tensor, generator: Generator) -> Tensor:
-    "The colours of the thing, (n, 3, H, W): one, or two in its texture."
+def colour_in(
+    name: str, hue: Tensor, light: Tensor, u: Tensor, v: Tensor, generator: Generator
+) -> Tensor:
+    "Return an object's colours, (n, 3, H, W): one, or two mixed by its texture."
     n = len(hue)
     pattern = TEXTURES[name](u, v) if name in TEXTURES else torch.zeros_like(u)
     first = colours(hue + uniform(0.3, 0.7, n, generator), 0.75 - 0.35 * light, 0.35)
@@ -118,7 +132,7 @@ def colour_in(name: str, hue: Tensor, light: Tensor, u: Tensor, v: Tensor, gener
 
 # %% ../nbs/00a_shapes.ipynb #f2a73cac
 def draw(name: str, n: int, size: int, generator: Generator) -> Tensor:
-    "Draw n images of one class: (n, 3, H, W), values around 0 to 1."
+    "Draw n images of one class: (n, 3, H, W), values from about 0 to 1."
     line = (torch.arange(size) + 0.5) * 2 / size - 1  # pixel centres, from -1 to 1
     x, y = line.view(1, 1, size), line.view(1, size, 1)
     hue = uniform(0, 1, n, generator)
@@ -128,7 +142,8 @@ def draw(name: str, n: int, size: int, generator: Generator) -> Tensor:
     x, y, scale, angle = place(x, y, n, generator)
     u, v = turn(x, y, angle)  # (n, H, W): the shape's own coordinates
     distance = scale * SHAPES.get(name, blob)(u, v)
-    fill = colour_in(name, hue, light, u, v, generator) * (1 - 0.15 * (x + y)).unsqueeze(1)  # lit from the top left
+    # lit from the top left
+    fill = colour_in(name, hue, light, u, v, generator) * (1 - 0.15 * (x + y)).unsqueeze(1)
     shadow = 0.45 * torch.exp(-6 * distance.clamp(min=0)).unsqueeze(1)
     return paint(image * (1 - shadow), fill, (0.5 - distance * size / 2).clamp(0, 1))
 

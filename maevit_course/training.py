@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .control import Diverged, Processes, Progress, RunStopped, StopRequest, joined
-from .core import RANK, WORLD_SIZE, InputError, derive_seed, pick_device, prepare, set_seed
+from maevit_course.core import (
+    RANK,
+    WORLD_SIZE,
+    InputError,
+    derive_seed,
+    pick_device,
+    prepare,
+    set_seed,
+)
 from .data import ImageData, normalize
 from .runs import Run
 from .schedules import WarmupCosine, scaled_lr
@@ -28,17 +36,17 @@ from .schedules import WarmupCosine, scaled_lr
 # %% ../nbs/10_training.ipynb #d8573e0d
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    "What both phases have in common. Lessons 11 and 12 add their own fields and the paper's values."
+    "Training settings of both phases; lessons 11 and 12 add their fields and the paper's values."
 
     epochs: int  # passes over the training images
-    warmup_epochs: float  # of linear warm-up
-    batch_size: int  # images in a step
+    warmup_epochs: float  # epochs of linear warm-up
+    batch_size: int  # images per step
     base_lr: float  # learning rate for a batch of 256 (Eq. 2)
-    min_lr_ratio: float = 0.0  # lowest learning rate over the highest; Section 5 suggests 0.2 for the future
-    weight_decay: float = 0.05  # of AdamW, on matrices only
-    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
-    seed: int = 0  # of everything random
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # bf16 arithmetic where the hardware has it, or always, or never
+    min_lr_ratio: float = 0.0  # lowest over highest learning rate; Section 5 suggests 0.2
+    weight_decay: float = 0.05  # AdamW's weight decay, on matrices only
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's betas
+    seed: int = 0  # seed for all random numbers
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 if the hardware supports it
     compile: bool = True  # fuse the step's operations with PyTorch's compiler; on a GPU only
 
     def __post_init__(self):
@@ -46,24 +54,33 @@ class Recipe:
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)} but must be positive and finite")
         if not 0 <= self.warmup_epochs <= self.epochs:
-            raise InputError(f"warmup_epochs is {self.warmup_epochs} but must be between 0 and epochs ({self.epochs})")
-        if not 0 <= self.min_lr_ratio <= 1 or not 0 <= self.weight_decay < math.inf or self.seed < 0:
-            raise InputError(f"min_lr_ratio ({self.min_lr_ratio}) must be between 0 and 1; weight_decay ({self.weight_decay}) and "
-                             f"seed ({self.seed}) must not be negative")
+            raise InputError(
+                f"warmup_epochs is {self.warmup_epochs} "
+                f"but must be between 0 and epochs ({self.epochs})"
+            )
+        if (
+            not 0 <= self.min_lr_ratio <= 1
+            or not 0 <= self.weight_decay < math.inf
+            or self.seed < 0
+        ):
+            raise InputError(
+                f"min_lr_ratio ({self.min_lr_ratio}) must be between 0 and 1; "
+                f"weight_decay ({self.weight_decay}) and seed ({self.seed}) must not be negative"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas are {self.betas} but must be at least 0 and less than 1")
         if self.precision not in ("auto", "fp32", "bf16"):
-            raise InputError(f"precision is {self.precision!r} but must be 'auto', 'fp32' or 'bf16'")
+            raise InputError(
+                f"precision is {self.precision!r} but must be 'auto', 'fp32' or 'bf16'"
+            )
 
     def with_epochs(self, epochs: int) -> "Recipe":
-        "The same recipe over another number of epochs, the warm-up keeping its share."
+        "Return this recipe for a different number of epochs, with the warm-up in proportion."
         return replace(self, epochs=epochs, warmup_epochs=self.warmup_epochs * epochs / self.epochs)
 
 # %% ../nbs/10_training.ipynb #dae6f22a
-def has_bf16(
-    device: torch.device,
-) -> bool:
-    "Does this device multiply bf16 in hardware?"
+def has_bf16(device: torch.device) -> bool:
+    "Return whether the device supports bf16 in hardware."
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
@@ -74,23 +91,31 @@ def autocast(
     device: torch.device,
     precision: str,  # "auto", "fp32" or "bf16", as in a recipe
 ) -> torch.autocast:
-    "The context in which a step computes."
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" or precision == "auto" and has_bf16(device))
+    "Return the context manager that sets the precision of a step."
+    bf16 = precision == "bf16" or (precision == "auto" and has_bf16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 # %% ../nbs/10_training.ipynb #2e099feb
-def settled(
-    recipe: Recipe,
-    device: torch.device,
-) -> Recipe:
-    "The recipe with precision \"auto\" replaced by what it means on this device, so that a resumed run does not change it."
-    return replace(recipe, precision=("bf16" if has_bf16(device) else "fp32") if recipe.precision == "auto" else recipe.precision)
+def settled(recipe: Recipe, device: torch.device) -> Recipe:
+    """Return the recipe with precision "auto" replaced by the device's "bf16" or "fp32".
+
+    A resumed run thus keeps its precision.
+    """
+    precision = recipe.precision
+    if precision == "auto":
+        precision = "bf16" if has_bf16(device) else "fp32"
+    return replace(recipe, precision=precision)
 
 # %% ../nbs/10_training.ipynb #d5e28f09
-LossFn = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]  # (model, images, labels) → scalars, one called "loss"
+# (model, images, labels) → scalars by name, one of them "loss"
+LossFn = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
 
 
 def can_step(loss_fn: LossFn, model: nn.Module, images: Tensor, labels: Tensor) -> bool:
-    "Try forward and backward once. Gradients are dropped, random numbers given back; a failure is told in a warning."
+    """Return whether one forward and backward pass succeeds; warn if it does not.
+
+    The gradients are deleted and the random state is restored.
+    """
     try:
         with torch.random.fork_rng([images.device] if images.is_cuda else []):
             loss_fn(model, images, labels)["loss"].backward()
@@ -99,17 +124,19 @@ def can_step(loss_fn: LossFn, model: nn.Module, images: Tensor, labels: Tensor) 
         raise  # it would not fit uncompiled either
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        warnings.warn(f"the step could not be compiled ({reason}); training goes on, more slowly")
+        warnings.warn(
+            f"the step could not be compiled ({reason}); training goes on, more slowly",
+            stacklevel=2,
+        )
         return False
     finally:
         model.zero_grad(set_to_none=True)
 
 
-def compiled(
-    loss_fn: LossFn,
-) -> LossFn:
-    "The same function through PyTorch's compiler; the function itself, after a warning, where that fails."
-    torch.compiler.reset()  # or the compiler, which counts its versions of a function, would give up in a long series of runs
+def compiled(loss_fn: LossFn) -> LossFn:
+    "Compile a loss function; if the compiler fails, warn and use the function uncompiled."
+    # without a reset, the compiler would reach its limit of recompilations in a series of runs
+    torch.compiler.reset()
     fused = torch.compile(loss_fn, dynamic=False)
     works: bool | None = None
 
@@ -126,22 +153,28 @@ BLOCK = 16  # steps whose images are augmented together
 
 
 def epoch_order(
-    n: int,  # images
-    seed: int, epoch: int,
+    n: int,  # number of images
+    seed: int,  # seed of the recipe
+    epoch: int,  # counted from 0
 ) -> Tensor:  # (n,) int64
-    "The order of the images in an epoch."
-    return torch.randperm(n, generator=torch.Generator().manual_seed(derive_seed(seed, "order", epoch)))
+    "Draw the order of the images in an epoch."
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+    return torch.randperm(n, generator=generator)
 
 
 def epoch_batches(
     data: ImageData,
     recipe: Recipe,
-    epoch: int,
-    start: int,  # first step wanted
-    transform: Callable[[Tensor], Tensor],  # uint8 (B, 3, H, W) → float (B, 3, S, S) in 0..255, once a step
-    block_transform: Callable[[Tensor], Tensor] | None = None,  # uint8 → uint8, once a block of steps
+    epoch: int,  # counted from 0
+    start: int,  # first step of the epoch to yield
+    transform: Callable[[Tensor], Tensor],  # per step: uint8 (B, 3, H, W) → 0..255 (B, 3, S, S)
+    block_transform: Callable[[Tensor], Tensor] | None = None,  # per block: uint8 → uint8
 ) -> Iterator[tuple[int, Tensor, Tensor]]:  # step, normalised images (B, 3, S, S), labels (B,)
-    "This process's share of an epoch's batches from a given step on, the same whether or not the earlier ones were made. The rest of the last batch is left out."
+    """Yield this process's share of an epoch's batches, from a given step on.
+
+    A batch is the same whether or not earlier ones were drawn. Images that do not fill a last
+    batch are left out.
+    """
     B, share = recipe.batch_size, recipe.batch_size // WORLD_SIZE
     order = epoch_order(len(data), recipe.seed, epoch).to(data.images.device)
     steps, images = len(data) // B, None
@@ -160,28 +193,32 @@ def epoch_batches(
 # %% ../nbs/10_training.ipynb #c561d41f
 @dataclass(frozen=True)
 class RunOptions:
-    "How to run. Nothing here is part of the recipe; on the same CPU it does not change the result."
+    "Options outside the recipe; on a given CPU, they do not change the result."
 
-    resume: bool = False  # go on with the run in the output folder, if there is one
+    resume: bool = False  # continue the run in the output folder, if there is one
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", …
-    checkpoint_minutes: float = 1.0  # between checkpoints
-    minutes: float | None = None  # stop after this time; resume later
-    progress: bool | None = None  # show a bar; None: where somebody watches
+    checkpoint_minutes: float = 1.0  # minutes between checkpoints
+    minutes: float | None = None  # training time limit in minutes; none by default
+    progress: bool | None = None  # a bar instead of lines; by default in a terminal or notebook
 
     def __post_init__(self):
-        if not self.checkpoint_minutes >= 0 or self.minutes is not None and not self.minutes > 0:
-            raise InputError(f"minutes ({self.minutes}) must be positive, checkpoint_minutes ({self.checkpoint_minutes}) must not be negative")
+        if not self.checkpoint_minutes >= 0 or (self.minutes is not None and not self.minutes > 0):
+            raise InputError(
+                f"minutes ({self.minutes}) must be positive, "
+                f"checkpoint_minutes ({self.checkpoint_minutes}) must not be negative"
+            )
 
 # %% ../nbs/10_training.ipynb #a441859a
 def train_step(
     model: nn.Module,
     loss_fn: LossFn,
     optimizer: torch.optim.Optimizer,  # its groups have a `scale`
-    images: Tensor, labels: Tensor,
-    lr: float,
-    precision: str,
+    images: Tensor,  # (B, 3, S, S), normalised
+    labels: Tensor,  # (B,)
+    lr: float,  # learning rate for a group whose scale is 1
+    precision: str,  # as in `autocast`
 ) -> dict[str, Tensor]:  # detached scalars, on the device
-    "Forward, backward, and a step of the optimizer."
+    "Run the forward and backward pass and one optimizer step; return the losses."
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]
     with autocast(images.device, precision):
@@ -193,7 +230,7 @@ def train_step(
 
 # %% ../nbs/10_training.ipynb #9af28ea1
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    "All numbers of a model and its optimizer, by name."
+    "Collect all tensors of a model and its optimizer by name."
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for i, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": value for name, value in values.items()}
@@ -201,25 +238,41 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    "Put them back."
+    "Load the tensors of `state_tensors` into a model and its optimizer."
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, i, what = name.split(".")
             state.setdefault(int(i), {})[what] = tensor
-    model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    model.load_state_dict(
+        {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    )
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 # %% ../nbs/10_training.ipynb #4a344837
 class Trainer:
-    "A model, its optimizer and where the run stands."
+    "A model, its optimizer and the position of its run."
 
-    def __init__(self, model: nn.Module, recipe: Recipe, groups: list[dict], steps_per_epoch: int, run: Run, processes: Processes):
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        groups: list[dict],  # parameter groups, see `decay_groups`
+        steps_per_epoch: int,
+        run: Run,
+        processes: Processes,
+    ):
         self.model, self.shared_model = model, processes.wrap(model)
         self.recipe, self.steps, self.run, self.processes = recipe, steps_per_epoch, run, processes
         peak = scaled_lr(recipe.base_lr, recipe.batch_size)
-        self.schedule = WarmupCosine(peak, round(recipe.warmup_epochs * steps_per_epoch), recipe.epochs * steps_per_epoch,
-                                     peak * recipe.min_lr_ratio)
+        self.schedule = WarmupCosine(
+            peak,
+            round(recipe.warmup_epochs * steps_per_epoch),
+            recipe.epochs * steps_per_epoch,
+            peak * recipe.min_lr_ratio,
+        )
         self.optimizer = torch.optim.AdamW(groups, lr=peak, betas=recipe.betas, fused=True)
         self.epoch, self.step = 0, 0
         self.began = self.saved_at = time.monotonic()
@@ -227,11 +280,11 @@ class Trainer:
 
     @property
     def position(self) -> int:
-        "Steps done since the beginning."
+        "Number of steps since the start of the run."
         return self.epoch * self.steps + self.step
 
     def record(self, losses: dict[str, Tensor]) -> None:
-        "Note the losses of one more step."
+        "Store the losses of one more step."
         for name, value in losses.items():
             if name not in self.losses:
                 self.losses[name] = value.new_zeros(self.steps)
@@ -243,8 +296,11 @@ class Trainer:
 
 # %% ../nbs/10_training.ipynb #07c364ad
 def all_losses(trainer: Trainer) -> dict[str, Tensor]:  # (steps,) on the CPU
-    "The losses of this epoch's steps, means over the processes. Raises `Diverged` if one is not finite."
-    losses = {name: trainer.processes.mean(values[: trainer.step]).cpu() for name, values in trainer.losses.items()}
+    "Average each step's losses over the processes. Raises `Diverged` if one is not finite."
+    losses = {
+        name: trainer.processes.mean(values[: trainer.step]).cpu()
+        for name, values in trainer.losses.items()
+    }
     for values in losses.values():
         if not values.isfinite().all():
             step = int((~values.isfinite()).nonzero()[0])
@@ -253,53 +309,80 @@ def all_losses(trainer: Trainer) -> dict[str, Tensor]:  # (steps,) on the CPU
 
 
 def divergence(trainer: Trainer, what: str, step: int) -> str:
-    "What to say of a run that has diverged at a step of its epoch."
+    "Compose the error message for a run that diverged at a step of the current epoch."
     lr = trainer.schedule(trainer.epoch * trainer.steps + step)
-    saved = f"the last good checkpoint is kept in {str(trainer.run.out)!r}; " if trainer.run.history() else ""
-    return (f"the {what} is not finite from epoch {trainer.epoch + 1}, step {step + 1} on (learning rate {lr:.2e}): "
-            f"{saved}start again in another folder with a lower base_lr or a longer warm-up")
+    saved = ""
+    if trainer.run.history():
+        saved = f"the last good checkpoint is kept in {str(trainer.run.out)!r}; "
+    return (
+        f"the {what} is not finite from epoch {trainer.epoch + 1}, step {step + 1} on "
+        f"(learning rate {lr:.2e}): {saved}"
+        "start again in another folder with a lower base_lr or a longer warm-up"
+    )
 
 # %% ../nbs/10_training.ipynb #ae59a6a5
 def save(trainer: Trainer) -> None:
-    "Write a checkpoint. Raises `Diverged` instead of saving numbers that are not finite."
+    "Write a checkpoint. Raises `Diverged` if a loss or a weight is not finite."
     losses = {f"losses.{name}": values for name, values in all_losses(trainer).items()}
     if not all(p.isfinite().all() for p in trainer.model.parameters()):
         raise Diverged(divergence(trainer, "model", max(0, trainer.step - 1)))
-    trainer.run.save(state_tensors(trainer.model, trainer.optimizer) | losses,
-                     {"epoch": trainer.epoch, "step": trainer.step, "seconds": time.monotonic() - trainer.began})
+    trainer.run.save(
+        state_tensors(trainer.model, trainer.optimizer) | losses,
+        {"epoch": trainer.epoch, "step": trainer.step, "seconds": time.monotonic() - trainer.began},
+    )
     trainer.saved_at = time.monotonic()
 
 
 def resume(trainer: Trainer) -> None:
-    "Go on from the newest whole checkpoint, if there is one."
+    "Continue from the newest intact checkpoint, if there is one."
     state = trainer.processes.from_first(trainer.run.load() if trainer.run.leads else None)
     if state is None:
         return
     tensors, about = state
-    restore(trainer.model, trainer.optimizer, {n: t for n, t in tensors.items() if not n.startswith("losses.")})
+    losses = {name: t for name, t in tensors.items() if name.startswith("losses.")}
+    own = {name: t for name, t in tensors.items() if name not in losses}
+    restore(trainer.model, trainer.optimizer, own)
     device = next(trainer.model.parameters()).device
-    done = {n.removeprefix("losses."): t.to(device) for n, t in tensors.items() if n.startswith("losses.")}
-    trainer.losses = {name: F.pad(values, (0, trainer.steps - len(values))) for name, values in done.items()}
-    trainer.epoch, trainer.step, trainer.began = about["epoch"], about["step"], trainer.began - about["seconds"]
+    trainer.losses = {
+        name.removeprefix("losses."): F.pad(t.to(device), (0, trainer.steps - len(t)))
+        for name, t in losses.items()
+    }
+    trainer.epoch, trainer.step = about["epoch"], about["step"]
+    trainer.began -= about["seconds"]
 
 
 def save_if_due(trainer: Trainer, stop: StopRequest, minutes: float) -> None:
-    "Save if it is time or the end. If any process was asked to stop, save and raise `RunStopped`."
+    "Save if a checkpoint is due or the run ends. Raises `RunStopped` after a request to stop."
     finished = trainer.epoch == trainer.recipe.epochs
-    asked, due = trainer.processes.any(bool(stop), time.monotonic() - trainer.saved_at > 60 * minutes)
+    asked, due = trainer.processes.any(
+        bool(stop), time.monotonic() - trainer.saved_at > 60 * minutes
+    )
     if asked or due or finished:
         save(trainer)
     if asked and not finished:
-        raise RunStopped(f"stopped after {trainer.epoch} epochs and {trainer.step} steps; all is saved in {str(trainer.run.out)!r}")
+        raise RunStopped(
+            f"stopped after {trainer.epoch} epochs and {trainer.step} steps; "
+            f"all is saved in {str(trainer.run.out)!r}"
+        )
 
 # %% ../nbs/10_training.ipynb #6e0d4899
-def train_epoch(trainer: Trainer, loss_fn: LossFn, data: ImageData, transform, block_transform, progress: Progress,
-                options: RunOptions, stop: StopRequest) -> float:  # images per second
-    "The steps of one epoch, from where the trainer stands; arguments as in `fit`."
+def train_epoch(
+    trainer: Trainer,
+    loss_fn: LossFn,
+    data: ImageData,
+    transform,
+    block_transform,
+    progress: Progress,
+    options: RunOptions,
+    stop: StopRequest,
+) -> float:  # images per second
+    "Train for the rest of the current epoch; arguments as in `fit`."
     model, precision = trainer.shared_model, trainer.recipe.precision
     model.train()
     began, first = time.monotonic(), trainer.step
-    for step, images, labels in epoch_batches(data, trainer.recipe, trainer.epoch, first, transform, block_transform):
+    for step, images, labels in epoch_batches(
+        data, trainer.recipe, trainer.epoch, first, transform, block_transform
+    ):
         lr = trainer.schedule(trainer.epoch * trainer.steps + step)
         trainer.record(train_step(model, loss_fn, trainer.optimizer, images, labels, lr, precision))
         progress.step(trainer.position)
@@ -310,12 +393,23 @@ def train_epoch(trainer: Trainer, loss_fn: LossFn, data: ImageData, transform, b
     return (trainer.steps - first) * trainer.recipe.batch_size / (time.monotonic() - began)
 
 # %% ../nbs/10_training.ipynb #b53d09f6
-def run_epochs(trainer: Trainer, loss_fn: LossFn, data: ImageData, transform, block_transform, evaluate, options: RunOptions, stop: StopRequest) -> None:
-    "All epochs that are left; arguments as in `fit`."
+def run_epochs(
+    trainer: Trainer,
+    loss_fn: LossFn,
+    data: ImageData,
+    transform,
+    block_transform,
+    evaluate,
+    options: RunOptions,
+    stop: StopRequest,
+) -> None:
+    "Train for all remaining epochs; arguments as in `fit`."
     epochs = trainer.recipe.epochs
     progress = Progress(trainer.position, epochs * trainer.steps, epochs, options.progress)
     while trainer.epoch < epochs:
-        images_per_s = train_epoch(trainer, loss_fn, data, transform, block_transform, progress, options, stop)
+        images_per_s = train_epoch(
+            trainer, loss_fn, data, transform, block_transform, progress, options, stop
+        )
         means = {name: values.mean().item() for name, values in all_losses(trainer).items()}
         lr = trainer.schedule(trainer.position - 1)
         record = {"epoch": trainer.epoch + 1, **means, "lr": lr, "images_per_s": images_per_s}
@@ -329,18 +423,25 @@ def run_epochs(trainer: Trainer, loss_fn: LossFn, data: ImageData, transform, bl
 def fit(
     model: nn.Module,  # trained in place, moved to the device
     loss_fn: LossFn,
-    data: ImageData,  # training images; moved to the device, whole
+    data: ImageData,  # training images; all are moved to the device
     recipe: Recipe,
     run: Run,
-    groups: list[dict],  # of parameters, see lesson 09
+    groups: list[dict],  # parameter groups, see lesson 09
     transform: Callable[[Tensor], Tensor],  # see `epoch_batches`
     block_transform: Callable[[Tensor], Tensor] | None = None,  # see `epoch_batches`
-    evaluate: Callable[[int], dict] | None = None,  # called with the epoch's number; its values are logged
+    evaluate: Callable[[int], dict] | None = None,  # epoch number → values to log
     options: RunOptions = RunOptions(),
-) -> list[dict]:  # one record an epoch, as in metrics.jsonl
-    "Train by a recipe. Raises `InputError` for too few images or too little memory on the GPU, `RunStopped` after a requested stop, `Diverged` for a non-finite loss."
+) -> list[dict]:  # one record per epoch, as in metrics.jsonl
+    """Train a model by a recipe and return the log.
+
+    Raises `InputError` for too few images or too little memory on the GPU, `RunStopped` after a
+    requested stop, `Diverged` for a non-finite loss.
+    """
     if len(data) < recipe.batch_size:
-        raise InputError(f"batch_size {recipe.batch_size} is more than the {len(data)} training images: choose a smaller one")
+        raise InputError(
+            f"batch_size {recipe.batch_size} is more than the {len(data)} training images: "
+            "choose a smaller one"
+        )
     device = pick_device(options.device)
     prepare(device)
     if recipe.compile and device.type != "cpu":
@@ -350,7 +451,19 @@ def fit(
             model.to(device)
             trainer = Trainer(model, recipe, groups, len(data) // recipe.batch_size, run, processes)
             resume(trainer)
-            run_epochs(trainer, loss_fn, data.to(device), transform, block_transform, evaluate, options, stop)
+            run_epochs(
+                trainer,
+                loss_fn,
+                data.to(device),
+                transform,
+                block_transform,
+                evaluate,
+                options,
+                stop,
+            )
     except torch.OutOfMemoryError:
-        raise InputError(f"{device} has too little memory for {len(data)} images and steps of {recipe.batch_size}: choose a smaller batch_size") from None
+        raise InputError(
+            f"{device} has too little memory for {len(data)} images "
+            f"and steps of {recipe.batch_size}: choose a smaller batch_size"
+        ) from None
     return run.history()

@@ -17,17 +17,20 @@ from .core import InputError
 # %% ../nbs/04_transformer.ipynb #c0bc5a3f
 def keep_mask(
     x: Tensor,  # any shape, on the CPU
-    p: float,  # probability of a zero, met to 1e-5
-) -> Tensor:  # zeros and ones, as `x`
-    "A dropout mask from 16-bit slices of random words."
-    seed = torch.randint(2**62, ()).item()  # so that PyTorch's seed decides
-    words = np.random.SFC64(seed).random_raw((x.numel() + 3) // 4)  # 64 bits each, faster than PyTorch's generator
-    slices = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)  # uniform in -32768..32767
-    return torch.ge(slices, round(p * 65536) - 32768, out=torch.empty_like(x, memory_format=torch.contiguous_format))
+    p: float,  # probability of a zero, accurate to 1e-5
+) -> Tensor:  # zeros and ones, with the shape and type of `x`
+    "Draw a dropout mask from 16-bit slices of random words."
+    seed = torch.randint(2**62, ()).item()  # so that PyTorch's seed determines the mask
+    n_words = (x.numel() + 3) // 4
+    words = np.random.SFC64(seed).random_raw(n_words)  # 64 bits each, faster than PyTorch's
+    # uniform in -32768..32767
+    slices = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)
+    mask = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return torch.ge(slices, round(p * 65536) - 32768, out=mask)
 
 # %% ../nbs/04_transformer.ipynb #956a1fdd
 class AddDropout(torch.autograd.Function):
-    "`x + dropout(y)`, one pass over the memory in each direction."
+    "Compute `x + dropout(y)` with one pass over the memory in each direction."
 
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor, p: float) -> Tensor:
@@ -43,10 +46,14 @@ class AddDropout(torch.autograd.Function):
 
 # %% ../nbs/04_transformer.ipynb #cb3d830f
 def add_dropout(
-    x: Tensor, y: Tensor,  # any shape, the same for both
+    x: Tensor,  # any shape
+    y: Tensor,  # same shape as `x`
     p: float,  # probability of a zero
-) -> Tensor:  # as `x`
-    "`x + dropout(y)`, what ends each half of a layer. On the CPU by `AddDropout`, elsewhere PyTorch's."
+) -> Tensor:  # same shape as `x`
+    """Compute `x + dropout(y)`, the last step of each half of a layer.
+
+    On the CPU it uses `AddDropout`, on other devices PyTorch's dropout.
+    """
     if p == 0 or x.device.type != "cpu":
         return x + F.dropout(y, p)
     return AddDropout.apply(x, y, p)
@@ -55,18 +62,24 @@ def add_dropout(
 def fast_dropout(
     x: Tensor,  # any shape
     p: float,  # probability of a zero; 0 returns `x` itself
-) -> Tensor:  # as `x`: zeros with probability `p`, the rest scaled by 1/(1 - p)
-    "Dropout by the same means."
+) -> Tensor:  # same shape as `x`: zero with probability `p`, otherwise scaled by 1/(1 - p)
+    "Apply dropout, on the CPU with `AddDropout` and on other devices with PyTorch's dropout."
     if p == 0:
         return x
     return AddDropout.apply(x.new_zeros(()), x, p) if x.device.type == "cpu" else F.dropout(x, p)
 
 # %% ../nbs/04_transformer.ipynb #23f34b98
 def attend(
-    q: Tensor, k: Tensor, v: Tensor,  # (B, H, T, D/H): queries, keys, values
-    dropout: float = 0.0,  # probability that a weight is dropped
+    q: Tensor,  # (B, H, T, D/H): queries
+    k: Tensor,  # (B, H, T, D/H): keys
+    v: Tensor,  # (B, H, T, D/H): values
+    dropout: float = 0.0,  # probability of dropping a weight
 ) -> Tensor:  # (B, H, T, D/H)
-    "Scaled dot-product attention. On a GPU PyTorch's fused kernel; on the CPU two plain products, which train faster there."
+    """Compute scaled dot-product attention.
+
+    On a GPU it uses PyTorch's fused kernel, on the CPU two matrix products, which train
+    faster there.
+    """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, H, T, T)
@@ -84,7 +97,10 @@ class SelfAttention(nn.Module):
     ):
         super().__init__()
         if heads < 1 or width % heads:
-            raise InputError(f"a width of {width} cannot be split into {heads} heads: choose a number that divides it")
+            raise InputError(
+                f"a width of {width} cannot be split into {heads} heads: "
+                "choose a number that divides it"
+            )
         self.heads, self.dropout = heads, dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -97,22 +113,26 @@ class SelfAttention(nn.Module):
         x: Tensor,  # (B, T, D)
     ) -> Tensor:  # (B, T, D)
         qkv = rearrange(self.qkv(x), "B T (three H d) -> three B H T d", three=3, H=self.heads)
-        q, k, v = qkv.contiguous() if x.device.type == "cpu" else qkv  # one copy here saves the products three
+        # on the CPU, one copy here saves three in the matrix products
+        q, k, v = qkv.contiguous() if x.device.type == "cpu" else qkv
         answer = attend(q, k, v, self.dropout if self.training else 0.0)
         return self.out(rearrange(answer, "B H T d -> B T (H d)"))
 
 # %% ../nbs/04_transformer.ipynb #ccadf994
 class TransformerLayer(nn.Module):
-    "Attention and a two-layer ReLU network, each with dropout, LayerNorm and a residual connection (Section 3.1, Figure 2)."
+    """Apply self-attention, then an MLP of two layers with ReLU (Section 3.1, Figure 2).
+
+    Each of the two has dropout, LayerNorm and a residual connection.
+    """
 
     def __init__(
         self,
         width: int = 192,  # D
         heads: int = 3,  # H, divides D
-        mlp_ratio: float = 2.0,  # hidden width of the network over D
-        dropout: float = 0.1,  # after attention and after both linear layers of the network
+        mlp_ratio: float = 2.0,  # hidden width of the MLP divided by D
+        dropout: float = 0.1,  # after attention and after both linear layers of the MLP
         attention_dropout: float = 0.1,  # on the attention weights
-        norm_first: bool = True,  # LayerNorm before each half (pre-norm) or after its residual sum (post-norm)
+        norm_first: bool = True,  # LayerNorm before each half, else after its residual sum
     ):
         super().__init__()
         hidden = int(width * mlp_ratio)
@@ -122,7 +142,7 @@ class TransformerLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def mlp(self, x: Tensor, p: float) -> Tensor:
-        "Up, ReLU, dropout, down; (B, T, D) to (B, T, D)."
+        "Apply the MLP: up, ReLU, dropout, down; (B, T, D) to (B, T, D)."
         return self.down(fast_dropout(F.relu(self.up(x)), p))
 
     def forward(

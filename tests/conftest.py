@@ -6,37 +6,46 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / 'tools'))
+sys.path.insert(0, str(ROOT / "tools"))
 
 
-@pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU'))])
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+        ),
+    ]
+)
 def device(request):
     return torch.device(request.param)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope="session")
 def cifar10_file(tmp_path_factory):
     "The real CIFAR-10 as an .npz, where a copy lies beside the project."
-    unpack = ROOT.parent / 'shared/cifar/unpack.py'
+    unpack = ROOT.parent / "shared/cifar/unpack.py"
     if not unpack.exists():
-        pytest.skip('no copy of CIFAR-10 beside the project')
-    file = tmp_path_factory.mktemp('cifar') / 'cifar10.npz'
-    subprocess.run([sys.executable, unpack, 'cifar10', file], check=True, capture_output=True)
+        pytest.skip("no copy of CIFAR-10 beside the project")
+    file = tmp_path_factory.mktemp("cifar") / "cifar10.npz"
+    subprocess.run([sys.executable, unpack, "cifar10", file], check=True, capture_output=True)
     return file
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope="session")
 def cifar10(cifar10_file):
     "Its training images."
     from maevit_course.data import load_data
+
     return load_data(str(cifar10_file))[0]
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope="session")
 def pretrained(tmp_path_factory):
     "The folder of a short undisturbed pre-training run."
     from common import EPOCHS, QUICK
     from maevit_course.cli import main
-    out = tmp_path_factory.mktemp('run') / 'mae'
-    assert main(['pretrain', *QUICK, '--epochs', str(EPOCHS), '--out', str(out)]) == 0
+
+    out = tmp_path_factory.mktemp("run") / "mae"
+    assert main(["pretrain", *QUICK, "--epochs", str(EPOCHS), "--out", str(out)]) == 0
     return out

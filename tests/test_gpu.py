@@ -2,17 +2,24 @@
 
 Before a long run on a GPU: `python -m pytest tests/test_gpu.py tests/test_speed.py -k "gpu or cuda"`, which needs no notebook tools.
 """
+
 import json
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 
 from common import QUICK, losses
-from maevit_course.augment import CIFAR10_POLICIES, AutoAugmentBatch, RandomResizedCropFlip, apply_operation, magnitude_of
+from maevit_course.augment import (
+    CIFAR10_POLICIES,
+    AutoAugmentBatch,
+    RandomResizedCropFlip,
+    apply_operation,
+    magnitude_of,
+)
 from maevit_course.bench import recipe_step
 from maevit_course.cli import main
 from maevit_course.core import prepare, set_seed
@@ -24,34 +31,50 @@ from maevit_course.pretrain import PRETRAIN_RECIPES
 from maevit_course.training import BLOCK, autocast, compiled, epoch_batches
 from maevit_course.transformer import attend
 
-COMPILED = pytest.mark.filterwarnings('error:the step could not be compiled')
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
-GPU = torch.device('cuda')
-RECIPES = pytest.mark.parametrize('recipe', [PRETRAIN_RECIPES['paper'], FINETUNE_RECIPES['paper']], ids=['pretrain', 'finetune'])
+COMPILED = pytest.mark.filterwarnings("error:the step could not be compiled")
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+GPU = torch.device("cuda")
+RECIPES = pytest.mark.parametrize(
+    "recipe", [PRETRAIN_RECIPES["paper"], FINETUNE_RECIPES["paper"]], ids=["pretrain", "finetune"]
+)
 
 
 def noise(n, device):
     "Images that only have a shape."
     images = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8, device=device)
-    return ImageData(images, torch.randint(10, (n,), device=device), tuple('0123456789'), 'noise')
+    return ImageData(images, torch.randint(10, (n,), device=device), tuple("0123456789"), "noise")
 
 
 @RECIPES
 def test_on_a_pretended_gpu_steps_mix_no_devices_and_read_no_numbers(recipe, monkeypatch):
     "Fake tensors have a shape and a device, but no numbers: whatever would need these, or a second device, raises."
-    monkeypatch.setattr('maevit_course.data.check_data', lambda *_: None)  # reads the labels, once, before the training
-    monkeypatch.setattr(nn.Module, 'to', lambda self, _: self)
-    monkeypatch.setattr(torch.Tensor, 'backward', lambda _: None)
+    monkeypatch.setattr(
+        "maevit_course.data.check_data", lambda *_: None
+    )  # reads the labels, once, before the training
+    monkeypatch.setattr(nn.Module, "to", lambda self, _: self)
+    monkeypatch.setattr(torch.Tensor, "backward", lambda _: None)
     with FakeTensorMode(allow_non_fake_inputs=True):
         with GPU:
-            step = recipe_step(replace(recipe, compile=False, precision='fp32'), GPU)
-        for _, images, labels in epoch_batches(noise(2 * recipe.batch_size, GPU), recipe, 0, 0, RandomResizedCropFlip(36, recipe.crop_scale)):
+            step = recipe_step(replace(recipe, compile=False, precision="fp32"), GPU)
+        for _, images, labels in epoch_batches(
+            noise(2 * recipe.batch_size, GPU),
+            recipe,
+            0,
+            0,
+            RandomResizedCropFlip(36, recipe.crop_scale),
+        ):
             said = step(images, labels)
-            assert images.is_cuda and all(value.is_cuda and not value.shape for value in said.values())
+            assert images.is_cuda and all(
+                value.is_cuda and not value.shape for value in said.values()
+            )
 
 
 def test_on_a_pretended_gpu_autoaugment_stays_there():
-    operations = {(name, magnitude_of(name, level, 32)) for policy in CIFAR10_POLICIES for name, _, level in policy}
+    operations = {
+        (name, magnitude_of(name, level, 32))
+        for policy in CIFAR10_POLICIES
+        for name, _, level in policy
+    }
     with FakeTensorMode():
         images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8, device=GPU)
         assert all(apply_operation(images, *operation).is_cuda for operation in operations)
@@ -73,16 +96,19 @@ def test_the_model_computes_what_it_does_on_the_cpu():
 def test_attention_drops_as_much_as_it_is_told_to():
     "Equal scores and the unit matrix for values: what comes out are the weights themselves."
     prepare(GPU)
-    q, v = torch.zeros(64, 3, 64, 64, device=GPU, dtype=torch.bfloat16), torch.eye(64, device=GPU, dtype=torch.bfloat16).expand(64, 3, 64, 64)
+    q, v = (
+        torch.zeros(64, 3, 64, 64, device=GPU, dtype=torch.bfloat16),
+        torch.eye(64, device=GPU, dtype=torch.bfloat16).expand(64, 3, 64, 64),
+    )
     for p in (0.1, 0.3):
         assert (attend(q, q, v, p) == 0).float().mean().item() == pytest.approx(p, abs=0.005)
 
 
 def loss_and_gradient(mae, loss_fn, images):
     mae.zero_grad()
-    set_seed(0, 'step')
-    with autocast(GPU, 'bf16'):
-        loss = loss_fn(mae, images, None)['loss']
+    set_seed(0, "step")
+    with autocast(GPU, "bf16"):
+        loss = loss_fn(mae, images, None)["loss"]
     loss.backward()
     return loss.detach(), torch.cat([p.grad.flatten() for p in mae.parameters()])
 
@@ -93,24 +119,31 @@ def test_the_compiled_step_in_bf16_computes_what_the_plain_one_does_and_obeys_th
     images, places = torch.randn(64, 3, 36, 36, device=GPU), torch.rand(64, 144, device=GPU)
     plain = lambda model, x, _: reconstruction_loss(*model(x, noise=places))
     mae = MAE(dropout=0.0, attention_dropout=0.0).to(GPU)
-    (loss, gradient), (fused_loss, fused_gradient) = (loss_and_gradient(mae, f, images) for f in (plain, compiled(plain)))
-    assert abs(fused_loss - loss) < 0.01 * loss and F.cosine_similarity(gradient, fused_gradient, dim=0) > 0.995
+    (loss, gradient), (fused_loss, fused_gradient) = (
+        loss_and_gradient(mae, f, images) for f in (plain, compiled(plain))
+    )
+    assert (
+        abs(fused_loss - loss) < 0.01 * loss
+        and F.cosine_similarity(gradient, fused_gradient, dim=0) > 0.995
+    )
     mae, fused = MAE().to(GPU), compiled(lambda model, x, _: reconstruction_loss(*model(x)))
     first, again = (loss_and_gradient(mae, fused, images)[0] for _ in range(2))
     assert first == again
     set_seed(1)
-    with autocast(GPU, 'bf16'):
-        assert fused(mae, images, None)['loss'] != first
+    with autocast(GPU, "bf16"):
+        assert fused(mae, images, None)["loss"] != first
 
 
 @on_a_gpu
 def test_autoaugment_draws_and_does_the_same():
-    images = load_data('shapes', limit=500)[0].images
+    images = load_data("shapes", limit=500)[0].images
     results = []
     for batch in (images, images.to(GPU)):
         set_seed(0)
         results.append(AutoAugmentBatch()(batch).cpu())
-    assert (results[0] != results[1]).float().mean() < 0.01  # a rotation may round a coordinate the other way
+    assert (
+        results[0] != results[1]
+    ).float().mean() < 0.01  # a rotation may round a coordinate the other way
 
 
 @on_a_gpu
@@ -118,12 +151,17 @@ def test_autoaugment_draws_and_does_the_same():
 @RECIPES
 def test_steps_within_a_block_never_wait_for_the_gpu(recipe, request):
     data = noise(BLOCK * recipe.batch_size, GPU)
-    step, block = recipe_step(recipe, GPU), AutoAugmentBatch() if hasattr(recipe, 'auto_augment') else None
-    request.addfinalizer(lambda: torch.cuda.set_sync_debug_mode('default'))
-    for n, images, labels in epoch_batches(data, recipe, 0, 0, RandomResizedCropFlip(36, recipe.crop_scale), block):
+    step, block = (
+        recipe_step(recipe, GPU),
+        AutoAugmentBatch() if hasattr(recipe, "auto_augment") else None,
+    )
+    request.addfinalizer(lambda: torch.cuda.set_sync_debug_mode("default"))
+    for n, images, labels in epoch_batches(
+        data, recipe, 0, 0, RandomResizedCropFlip(36, recipe.crop_scale), block
+    ):
         step(images, labels)
         if n == 2:  # all is compiled by now
-            torch.cuda.set_sync_debug_mode('error')
+            torch.cuda.set_sync_debug_mode("error")
     assert n == BLOCK - 1
 
 
@@ -131,22 +169,53 @@ def test_steps_within_a_block_never_wait_for_the_gpu(recipe, request):
 @COMPILED
 def test_a_resumed_run_goes_on_as_an_undisturbed_one(tmp_path):
     "Other crops, masks or dropout after the stop would change the losses by some tenths of a percent; sums in another order change far less."
-    words = ['pretrain', *QUICK, '--epochs', '6', '--dropout', '0.1', '--attention-dropout', '0.1', '--device', 'cuda']
-    assert main([*words, '--out', str(tmp_path / 'whole')]) == 0
-    assert main([*words, '--out', str(tmp_path / 'parts'), '--minutes', '0.0001']) == 130
-    assert main([*words, '--out', str(tmp_path / 'parts'), '--resume']) == 0
-    assert losses(tmp_path / 'parts') == pytest.approx(losses(tmp_path / 'whole'), rel=2e-4)
+    words = [
+        "pretrain",
+        *QUICK,
+        "--epochs",
+        "6",
+        "--dropout",
+        "0.1",
+        "--attention-dropout",
+        "0.1",
+        "--device",
+        "cuda",
+    ]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    assert main([*words, "--out", str(tmp_path / "parts"), "--minutes", "0.0001"]) == 130
+    assert main([*words, "--out", str(tmp_path / "parts"), "--resume"]) == 0
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=2e-4)
 
 
 @on_a_gpu
 @COMPILED
 def test_from_pre_training_to_evaluation_in_bf16(tmp_path, capsys):
-    mae, out = tmp_path / 'mae', tmp_path / 'classifier'
-    assert main(['pretrain', *QUICK[:-2], '--epochs', '3', '--device', 'cuda', '--out', str(mae)]) == 0
-    assert main(['finetune', *QUICK[:-2], '--epochs', '3', '--device', 'cuda', '--weights', str(mae), '--out', str(out)]) == 0
-    assert json.loads((out / 'config.json').read_text())['recipe']['precision'] == 'bf16'
-    logged = json.loads((out / 'metrics.jsonl').read_text().splitlines()[-1])['test_accuracy']
-    for device in ('cuda', 'cpu'):
+    mae, out = tmp_path / "mae", tmp_path / "classifier"
+    assert (
+        main(["pretrain", *QUICK[:-2], "--epochs", "3", "--device", "cuda", "--out", str(mae)]) == 0
+    )
+    assert (
+        main(
+            [
+                "finetune",
+                *QUICK[:-2],
+                "--epochs",
+                "3",
+                "--device",
+                "cuda",
+                "--weights",
+                str(mae),
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
+    assert json.loads((out / "config.json").read_text())["recipe"]["precision"] == "bf16"
+    logged = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["test_accuracy"]
+    for device in ("cuda", "cpu"):
         capsys.readouterr()
-        assert main(['evaluate', *QUICK[:4], '--weights', str(out), '--device', device, '--json']) == 0
-        assert json.loads(capsys.readouterr().out)['accuracy'] == pytest.approx(logged, abs=0.02)
+        assert (
+            main(["evaluate", *QUICK[:4], "--weights", str(out), "--device", device, "--json"]) == 0
+        )
+        assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(logged, abs=0.02)

@@ -1,4 +1,5 @@
 """The library, the README and the notebooks agree, and the package installs on its own."""
+
 import ast
 import os
 import re
@@ -12,77 +13,100 @@ import pytest
 
 from notebooks import MAX_BYTES, ROOT, directives, find_notebooks, is_skipped, make_readme
 
-LIB = ROOT / 'maevit_course'
+LIB = ROOT / "maevit_course"
 
 
 def code_cells(path):
-    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == 'code']
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
 
 
 def test_library_is_the_export_of_the_notebooks(tmp_path):
-    shutil.copy(ROOT / 'settings.ini', tmp_path)
-    shutil.copytree(ROOT / 'nbs', tmp_path / 'nbs')
-    subprocess.run([Path(sys.executable).with_name('nbdev_export')], cwd=tmp_path, check=True)
-    def sources(lib): return {str(p.relative_to(lib)): p.read_bytes() for p in lib.rglob('*.py')}
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    shutil.copytree(ROOT / "nbs", tmp_path / "nbs")
+    subprocess.run([Path(sys.executable).with_name("nbdev_export")], cwd=tmp_path, check=True)
+
+    def sources(lib):
+        return {str(p.relative_to(lib)): p.read_bytes() for p in lib.rglob("*.py")}
+
     exported, committed = sources(tmp_path / LIB.name), sources(LIB)
     differ = sorted(f for f in exported | committed if exported.get(f) != committed.get(f))
-    assert not differ, f'run `make export`: {differ}'
+    assert not differ, f"run `make export`: {differ}"
 
 
 def test_readme_is_the_index():
     text, images = make_readme()
-    assert (ROOT / 'README.md').read_text(encoding='utf-8') == text, 'run `make readme`'
-    assert {str(p.relative_to(ROOT)): p.read_bytes() for p in ROOT.glob('images/index_*')} == images
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == text, "run `make readme`"
+    assert {str(p.relative_to(ROOT)): p.read_bytes() for p in ROOT.glob("images/index_*")} == images
 
 
 def module_numbers():
     "The number of the notebook behind each module; the checks of exercises come after all lessons."
-    numbers = {d.removeprefix('default_exp'): '~' * (path.parent.name == 'checks') + path.stem.split('_')[0]
-               for path in find_notebooks() for cell in code_cells(path)
-               for d in directives(cell) if d.startswith('default_exp')}
-    return {**numbers, 'checks': '~'}
+    numbers = {
+        d.removeprefix("default_exp"): "~" * (path.parent.name == "checks")
+        + path.stem.split("_")[0]
+        for path in find_notebooks()
+        for cell in code_cells(path)
+        for d in directives(cell)
+        if d.startswith("default_exp")
+    }
+    return {**numbers, "checks": "~"}
 
 
 def imported_modules(source):
     "The modules of this library which `source` imports, anywhere in it."
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import): names = [a.name for a in node.names]
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = '.'.join(filter(None, ['maevit_course' if node.level else '', node.module]))
-            names = [f'{base}.{a.name}' for a in node.names]
-        else: continue
-        yield from (n.split('.')[1] for n in names if n.startswith('maevit_course.'))
+            base = ".".join(filter(None, ["maevit_course" if node.level else "", node.module]))
+            names = [f"{base}.{a.name}" for a in node.names]
+        else:
+            continue
+        yield from (n.split(".")[1] for n in names if n.startswith("maevit_course."))
 
 
 def test_modules_import_only_lower_numbers():
     numbers = module_numbers()
-    wrong = [f'{name} imports {other}' for name, number in numbers.items() if name != 'checks'
-             for other in imported_modules((LIB / f'{name.replace(".", "/")}.py').read_text(encoding='utf-8'))
-             if numbers.get(other, '') >= number]
+    wrong = [
+        f"{name} imports {other}"
+        for name, number in numbers.items()
+        if name != "checks"
+        for other in imported_modules(
+            (LIB / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
+        )
+        if numbers.get(other, "") >= number
+    ]
     assert not wrong
 
 
-@pytest.mark.parametrize('path', find_notebooks(), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", find_notebooks(), ids=lambda p: p.stem)
 def test_committed_outputs(path):
     cells = code_cells(path)
     outputs = [o for c in cells for o in c.outputs]
-    assert not [o.evalue for o in outputs if o.output_type == 'error']
-    assert all(x.get('execution_count') is None for x in [*cells, *outputs]), 'run nbdev_clean'
+    assert not [o.evalue for o in outputs if o.output_type == "error"]
+    assert all(x.get("execution_count") is None for x in [*cells, *outputs]), "run nbdev_clean"
     assert path.stat().st_size <= MAX_BYTES
     runs = any(c.source.strip() and not is_skipped(c) for c in cells)
-    assert outputs or not runs, 'run `make notebooks`'
+    assert outputs or not runs, "run `make notebooks`"
 
 
 def test_no_paths_of_one_machine():
-    git = subprocess.run(['git', '-c', 'safe.directory=*', 'ls-files', '-z'], cwd=ROOT,
-                         capture_output=True, text=True)
-    if git.returncode: pytest.skip('not a git checkout')
-    local = re.compile('/' + '(work/|tmp/v|root/)')
+    git = subprocess.run(
+        ["git", "-c", "safe.directory=*", "ls-files", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if git.returncode:
+        pytest.skip("not a git checkout")
+    local = re.compile("/" + "(work/|tmp/v|root/)")
     found = []
-    for name in filter(None, git.stdout.split('\0')):
-        try: lines = (ROOT / name).read_text(encoding='utf-8').splitlines()
-        except (UnicodeDecodeError, FileNotFoundError): continue
-        found += [f'{name}:{i}' for i, line in enumerate(lines, 1) if local.search(line)]
+    for name in filter(None, git.stdout.split("\0")):
+        try:
+            lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        except (UnicodeDecodeError, FileNotFoundError):
+            continue
+        found += [f"{name}:{i}" for i, line in enumerate(lines, 1) if local.search(line)]
     assert not found
 
 
@@ -98,17 +122,32 @@ assert read_records('small') and shipped(), 'records or weights were left behind
 """
 
 
-@pytest.mark.skipif('CI' not in os.environ, reason='downloads several GB; set CI=1 to run it')
+@pytest.mark.skipif("CI" not in os.environ, reason="downloads several GB; set CI=1 to run it")
 def test_installs_and_trains_without_the_development_tools(tmp_path):
-    source, bin = tmp_path / 'source', tmp_path / 'venv/bin'
-    shutil.copytree(LIB, source / LIB.name, ignore=shutil.ignore_patterns('__pycache__'))
-    shutil.copytree(ROOT / 'results', source / 'results')
-    for name in 'pyproject.toml', 'setup.py', 'settings.ini', 'README.md', 'LICENSE', 'MANIFEST.in':
+    source, bin = tmp_path / "source", tmp_path / "venv/bin"
+    shutil.copytree(LIB, source / LIB.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "results", source / "results")
+    for name in "pyproject.toml", "setup.py", "settings.ini", "README.md", "LICENSE", "MANIFEST.in":
         shutil.copy(ROOT / name, source)
-    def run(*args): subprocess.run(args, cwd=tmp_path, check=True)
-    run(sys.executable, '-m', 'venv', 'venv')
-    run(bin / 'python', '-m', 'pip', 'install', '--quiet', './source')
-    run(bin / 'python', '-c', IMPORT_ALL)
-    run(bin / 'maevit', 'pretrain', '--data', 'shapes', '--recipe', 'small', '--epochs', '1',
-        '--out', 'RUN', '--limit', '256')
-    assert (tmp_path / 'RUN/model.safetensors').is_file()
+
+    def run(*args):
+        subprocess.run(args, cwd=tmp_path, check=True)
+
+    run(sys.executable, "-m", "venv", "venv")
+    run(bin / "python", "-m", "pip", "install", "--quiet", "./source")
+    run(bin / "python", "-c", IMPORT_ALL)
+    run(
+        bin / "maevit",
+        "pretrain",
+        "--data",
+        "shapes",
+        "--recipe",
+        "small",
+        "--epochs",
+        "1",
+        "--out",
+        "RUN",
+        "--limit",
+        "256",
+    )
+    assert (tmp_path / "RUN/model.safetensors").is_file()

@@ -1,4 +1,5 @@
 """The model: sizes, costs, equivalences and what it may see, beyond what the lessons check."""
+
 import pytest
 import torch
 from torch import nn
@@ -34,15 +35,28 @@ def test_macs_are_0616_g_and_the_papers_026_g_leave_attention_out():
     assert macs - attention == pytest.approx(0.263e9, rel=0.002)
 
 
-@pytest.mark.parametrize('norm_first', [True, False])
+@pytest.mark.parametrize("norm_first", [True, False])
 def test_stack_of_layers_equals_torch(norm_first):
     "Three layers, against nn.TransformerEncoder with the same weights and dropout off."
     set_seed(0)
-    ours = nn.Sequential(*[TransformerLayer(48, 3, norm_first=norm_first, dropout=0, attention_dropout=0) for _ in range(3)])
-    layer = nn.TransformerEncoderLayer(48, 3, 96, dropout=0.0, batch_first=True, norm_first=norm_first)
+    ours = nn.Sequential(
+        *[
+            TransformerLayer(48, 3, norm_first=norm_first, dropout=0, attention_dropout=0)
+            for _ in range(3)
+        ]
+    )
+    layer = nn.TransformerEncoderLayer(
+        48, 3, 96, dropout=0.0, batch_first=True, norm_first=norm_first
+    )
     theirs = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
     for a, b in zip(ours, theirs.layers):
-        for x, y in ((a.attention.out, b.self_attn.out_proj), (a.up, b.linear1), (a.down, b.linear2), (a.norm1, b.norm1), (a.norm2, b.norm2)):
+        for x, y in (
+            (a.attention.out, b.self_attn.out_proj),
+            (a.up, b.linear1),
+            (a.down, b.linear2),
+            (a.norm1, b.norm1),
+            (a.norm2, b.norm2),
+        ):
             y.load_state_dict(x.state_dict())
         b.self_attn.in_proj_weight.data.copy_(a.attention.qkv.weight)
         b.self_attn.in_proj_bias.data.copy_(a.attention.qkv.bias)
@@ -50,7 +64,20 @@ def test_stack_of_layers_equals_torch(norm_first):
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize('sizes', [{}, {'image_size': 32, 'patch_size': 4, 'width': 48, 'decoder_width': 24, 'decoder_heads': 2, 'norm_first': False}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {
+            "image_size": 32,
+            "patch_size": 4,
+            "width": 48,
+            "decoder_width": 24,
+            "decoder_heads": 2,
+            "norm_first": False,
+        },
+    ],
+)
 def test_a_masked_pixel_changes_nothing(sizes):
     mae = MAE(**sizes).eval()
     c = mae.config
@@ -76,7 +103,7 @@ def test_loss_at_the_start_on_uniform_noise():
         set_seed(seed)
         images = torch.rand(16, 3, 36, 36) * 2 - 1
         with torch.no_grad():
-            losses.append(reconstruction_loss(*MAE().eval()(images))['loss'])
+            losses.append(reconstruction_loss(*MAE().eval()(images))["loss"])
     losses = torch.stack(losses)
     assert abs(losses.mean() - 1.1 * 2 / 3) < 4 * losses.std() / len(losses) ** 0.5
 
@@ -85,12 +112,13 @@ def test_loss_at_the_start_on_cifar(cifar10):
     "The paper's Figure 3 begins at 0.63; 0.6285 is expected after its crop."
     from maevit_course.augment import RandomResizedCropFlip
     from maevit_course.data import normalize
+
     losses = []
     for seed in range(16):
         set_seed(seed)
-        images = normalize(RandomResizedCropFlip(36)(cifar10.images[seed * 128:(seed + 1) * 128]))
+        images = normalize(RandomResizedCropFlip(36)(cifar10.images[seed * 128 : (seed + 1) * 128]))
         with torch.no_grad():
-            losses.append(reconstruction_loss(*MAE().eval()(images))['loss'])
+            losses.append(reconstruction_loss(*MAE().eval()(images))["loss"])
     losses = torch.stack(losses)
     assert abs(losses.mean() - 0.6285) < 4 * losses.std() / len(losses) ** 0.5
     assert 0.57 < losses.mean() < 0.69
@@ -107,7 +135,15 @@ def test_fast_dropout_is_dropout():
     assert not torch.equal(fast_dropout(x, 0.25), y)
 
 
-@pytest.mark.parametrize('wrong, word', [({'patch_size': 5}, 'patch_size 5'), ({'heads': 5}, 'heads 5'), ({'depth': 0}, 'depth'), ({'dropout': 1.0}, 'dropout')])
+@pytest.mark.parametrize(
+    "wrong, word",
+    [
+        ({"patch_size": 5}, "patch_size 5"),
+        ({"heads": 5}, "heads 5"),
+        ({"depth": 0}, "depth"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
+)
 def test_impossible_sizes_are_named(wrong, word):
     with pytest.raises(InputError, match=word):
         ModelConfig(**wrong)

@@ -1,4 +1,5 @@
 """Every notebook runs from top to bottom, in a process and a folder of its own, and prints what it says it prints."""
+
 import re
 
 import nbformat
@@ -8,38 +9,58 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from notebooks import directives, find_notebooks, is_skipped, run_notebook
 
 SECONDS = 180
-ANSI = re.compile(r'\x1b\[[0-9;]*m')
-NUMBER = re.compile(r'[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?')
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 def printed(cell):
     "A cell's output as text, tables included; pictures count by their kind."
-    parts = [o.get('text') or o['data'].get('text/markdown') or o['data'].get('text/plain', '') for o in cell.outputs if o.get('name') != 'stderr']
-    return ' '.join(''.join(parts).split())
+    parts = [
+        o.get("text") or o["data"].get("text/markdown") or o["data"].get("text/plain", "")
+        for o in cell.outputs
+        if o.get("name") != "stderr"
+    ]
+    return " ".join("".join(parts).split())
 
 
 def agree(stored, now, varies):
     "Is the text the same, and are its numbers, but for rounding? In a cell that `varies`, numbers may be any."
-    if NUMBER.sub('#', stored) != NUMBER.sub('#', now): return False
-    pairs = zip(*([float(n.replace(',', '')) for n in NUMBER.findall(text)] for text in (stored, now)))
+    if NUMBER.sub("#", stored) != NUMBER.sub("#", now):
+        return False
+    pairs = zip(
+        *([float(n.replace(",", "")) for n in NUMBER.findall(text)] for text in (stored, now))
+    )
     return varies or all(abs(a - b) <= 2e-3 * max(1e-2, abs(a)) for a, b in pairs)
 
 
-@pytest.mark.parametrize('path', find_notebooks(), ids=lambda p: f'{p.parent.name}/{p.stem}')
+@pytest.mark.parametrize("path", find_notebooks(), ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_notebook(path, tmp_path):
     stored, error = nbformat.read(path, as_version=4), None
-    try: now = run_notebook(path, cwd=tmp_path, seconds=SECONDS)
-    except CellTimeoutError as e: error = f'not done after {SECONDS} s. {e}'
-    except (CellExecutionError, DeadKernelError) as e: error = str(e)
+    try:
+        now = run_notebook(path, cwd=tmp_path, seconds=SECONDS)
+    except CellTimeoutError as e:
+        error = f"not done after {SECONDS} s. {e}"
+    except (CellExecutionError, DeadKernelError) as e:
+        error = str(e)
     # Outside of `except`, or pytest would show the same error twice.
-    if error: pytest.fail(f'{path.name}: {ANSI.sub("", error)}', pytrace=False)
-    differ = [f'{b.source}\n--- stored ---\n{printed(a)}\n--- now ---\n{printed(b)}' for a, b in zip(stored.cells, now.cells)
-              if b.cell_type == 'code' and not is_skipped(b) and not agree(printed(a), printed(b), 'varies' in directives(b))]
-    if differ: pytest.fail('\n\n'.join([f'{path.name}: stored outputs differ; run `make notebooks`', *differ]), pytrace=False)
+    if error:
+        pytest.fail(f"{path.name}: {ANSI.sub('', error)}", pytrace=False)
+    differ = [
+        f"{b.source}\n--- stored ---\n{printed(a)}\n--- now ---\n{printed(b)}"
+        for a, b in zip(stored.cells, now.cells)
+        if b.cell_type == "code"
+        and not is_skipped(b)
+        and not agree(printed(a), printed(b), "varies" in directives(b))
+    ]
+    if differ:
+        pytest.fail(
+            "\n\n".join([f"{path.name}: stored outputs differ; run `make notebooks`", *differ]),
+            pytrace=False,
+        )
 
 
 def test_comparison_of_outputs_sees_words_and_numbers():
-    assert agree('loss 0.5000 after 3 steps', 'loss 0.5004 after 3 steps', varies=False)
-    assert not agree('loss 0.5 after 3 steps', 'loss 0.52 after 3 steps', varies=False)
-    assert not agree('loss 0.5', 'cost 0.5', varies=True)
-    assert agree('took 1,200 s', 'took 7 s', varies=True)
+    assert agree("loss 0.5000 after 3 steps", "loss 0.5004 after 3 steps", varies=False)
+    assert not agree("loss 0.5 after 3 steps", "loss 0.52 after 3 steps", varies=False)
+    assert not agree("loss 0.5", "cost 0.5", varies=True)
+    assert agree("took 1,200 s", "took 7 s", varies=True)

@@ -1,4 +1,5 @@
 """Two processes train as one does, and resume what one has begun."""
+
 import json
 import socket
 import subprocess
@@ -15,50 +16,86 @@ EPOCHS = 3
 
 def torchrun(processes, *words):
     with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
+        free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return subprocess.run([sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', f'--master_port={port}', *words],
-                          env=ON_CPU, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc_per_node={processes}",
+            f"--master_port={port}",
+            *words,
+        ],
+        env=ON_CPU,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def pretrain(out, *more):
-    return ['-m', 'maevit_course.cli', 'pretrain', *QUICK, '--epochs', str(EPOCHS), '--out', str(out), *more]
+    return [
+        "-m",
+        "maevit_course.cli",
+        "pretrain",
+        *QUICK,
+        "--epochs",
+        str(EPOCHS),
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
-@pytest.mark.parametrize('phase', ['pretrain', 'finetune'])
+@pytest.mark.parametrize("phase", ["pretrain", "finetune"])
 def test_two_processes_give_the_loss_curve_of_one(phase, tmp_path):
-    words = [phase, *QUICK, '--epochs', str(EPOCHS)]
-    subprocess.run(maevit(*words, '--out', tmp_path / 'one'), check=True, stdout=subprocess.DEVNULL, env=ON_CPU)
-    done = torchrun(2, '-m', 'maevit_course.cli', *words, '--out', str(tmp_path / 'two'))
+    words = [phase, *QUICK, "--epochs", str(EPOCHS)]
+    subprocess.run(
+        maevit(*words, "--out", tmp_path / "one"), check=True, stdout=subprocess.DEVNULL, env=ON_CPU
+    )
+    done = torchrun(2, "-m", "maevit_course.cli", *words, "--out", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
-    assert losses(tmp_path / 'two') == pytest.approx(losses(tmp_path / 'one'), rel=1e-4)
-    assert done.stdout.count('report:') == 1  # only the first speaks
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert done.stdout.count("report:") == 1  # only the first speaks
 
 
 def test_begun_by_one_process_and_resumed_by_two(pretrained, tmp_path):
-    out = tmp_path / 'mae'
-    stopped = subprocess.run([sys.executable, *pretrain(out, '--minutes', '0.001')], env=ON_CPU, capture_output=True, text=True)
+    out = tmp_path / "mae"
+    stopped = subprocess.run(
+        [sys.executable, *pretrain(out, "--minutes", "0.001")],
+        env=ON_CPU,
+        capture_output=True,
+        text=True,
+    )
     assert stopped.returncode == 130
-    done = torchrun(2, *pretrain(out, '--resume'))
+    done = torchrun(2, *pretrain(out, "--resume"))
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in (out / 'metrics.jsonl').read_text().splitlines()]
-    assert [line['epoch'] for line in lines] == [1, 2, 3]
-    whole = subprocess.run([sys.executable, *pretrain(tmp_path / 'whole')], env=ON_CPU, capture_output=True)
-    assert whole.returncode == 0 and losses(out) == pytest.approx(losses(tmp_path / 'whole'), rel=1e-4)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    whole = subprocess.run(
+        [sys.executable, *pretrain(tmp_path / "whole")], env=ON_CPU, capture_output=True
+    )
+    assert whole.returncode == 0 and losses(out) == pytest.approx(
+        losses(tmp_path / "whole"), rel=1e-4
+    )
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
-    done = torchrun(2, *pretrain(tmp_path / 'mae', '--batch-size', '33'))
-    assert done.returncode != 0 and 'batch_size 33 cannot be shared equally by 2 processes' in done.stderr
-    assert not (tmp_path / 'mae/model.safetensors').exists()
+    done = torchrun(2, *pretrain(tmp_path / "mae", "--batch-size", "33"))
+    assert (
+        done.returncode != 0
+        and "batch_size 33 cannot be shared equally by 2 processes" in done.stderr
+    )
+    assert not (tmp_path / "mae/model.safetensors").exists()
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
-    monkeypatch.setattr('maevit_course.core.WORLD_SIZE', 4)
-    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
-    monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
-    with pytest.raises(InputError, match='4 processes share this machine, but it has 2 GPUs'):
-        pick_device('cuda')
+    monkeypatch.setattr("maevit_course.core.WORLD_SIZE", 4)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(InputError, match="4 processes share this machine, but it has 2 GPUs"):
+        pick_device("cuda")
 
 
 def test_shares_of_a_batch_do_not_overlap(monkeypatch):
@@ -67,15 +104,24 @@ def test_shares_of_a_batch_do_not_overlap(monkeypatch):
     import maevit_course.training as training
     from maevit_course.augment import AutoAugmentBatch, RandomResizedCropFlip
     from maevit_course.data import load_data
-    train, _ = load_data('shapes', limit=400)
+
+    train, _ = load_data("shapes", limit=400)
     recipe = training.Recipe(epochs=1, warmup_epochs=0, batch_size=12, base_lr=1e-3)
 
     def batches(rank, size):
         for module in (core, training):
-            monkeypatch.setattr(module, 'RANK', rank)
-            monkeypatch.setattr(module, 'WORLD_SIZE', size)
-        return [images for _, images, _ in training.epoch_batches(train, recipe, 0, 0, RandomResizedCropFlip(32), AutoAugmentBatch())]
+            monkeypatch.setattr(module, "RANK", rank)
+            monkeypatch.setattr(module, "WORLD_SIZE", size)
+        return [
+            images
+            for _, images, _ in training.epoch_batches(
+                train, recipe, 0, 0, RandomResizedCropFlip(32), AutoAugmentBatch()
+            )
+        ]
 
     alone = batches(0, 1)
     parts = zip(*[batches(rank, 3) for rank in range(3)])
-    assert all(torch.equal(torch.stack(shares, 1).flatten(0, 1), whole) for shares, whole in zip(parts, alone, strict=True))
+    assert all(
+        torch.equal(torch.stack(shares, 1).flatten(0, 1), whole)
+        for shares, whole in zip(parts, alone, strict=True)
+    )

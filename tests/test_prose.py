@@ -1,4 +1,5 @@
 """Spelling, links and terms of everything a learner reads."""
+
 import re
 import subprocess
 import sys
@@ -6,92 +7,140 @@ import sys
 import nbformat
 import pytest
 
-from notebooks import ROOT, FIG_ALT, find_notebooks, is_skipped
+from notebooks import FIG_ALT, ROOT, find_notebooks, is_skipped
 
-PAGES = [ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 LINK = re.compile(r'(?:\]\(|\b(?:src|href)=")([^)\s"]+)')
 # A term → spellings of it that the glossary does not use.
 TERMS = {
-    'fine-tune, fine-tuning': r'\bfine ?tun(?:e|ing|ed)\b',
-    'pre-train, pre-training': r'\bpre ?train(?:ing|ed)?\b',
-    'data set': r'(?<!small )\bdatasets?\b',
-    'mask embedding': r'\bmask tokens?\b',
-    'position': r'\bpositional (?:encoding|embedding)s?\b',
-    'epoch': r'\bepochen\b',
-    'colour': r'\bcolors?\b',
-    'normalise': r'\bnormali[z]e[sd]?\b(?!\()',
-    'transformer layer': r'\btransformer blocks?\b',
+    "fine-tune, fine-tuning": r"\bfine ?tun(?:e|ing|ed)\b",
+    "pre-train, pre-training": r"\bpre ?train(?:ing|ed)?\b",
+    "data set": r"(?<!small )\bdatasets?\b",
+    "mask embedding": r"\bmask tokens?\b",
+    "position": r"\bpositional (?:encoding|embedding)s?\b",
+    "epoch": r"\bepochen\b",
+    "colour": r"\bcolors?\b",
+    "normalise": r"\bnormali[z]e[sd]?\b(?!\()",
+    "transformer layer": r"\btransformer blocks?\b",
 }
 
 
 def prose(path):
     "The text of a page without code, so that `fine_tune` in a command is not taken for a word."
-    if path.suffix == '.md': text = path.read_text(encoding='utf-8')
-    else: text = '\n\n'.join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == 'markdown')
-    text = re.sub(r'```.*?```|^    .*?$', '', text, flags=re.DOTALL | re.MULTILINE)
-    return re.sub(r'`[^`]*`|\]\([^)]*\)|https?://\S+', ' ', text)
+    if path.suffix == ".md":
+        text = path.read_text(encoding="utf-8")
+    else:
+        text = "\n\n".join(
+            c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown"
+        )
+    text = re.sub(r"```.*?```|^    .*?$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`]*`|\]\([^)]*\)|https?://\S+", " ", text)
 
 
 def anchors(path):
     "What a link into a page may name after its #, as JupyterLab and GitHub make it from the headings."
-    text = prose(path) if path.suffix == '.md' else '\n'.join(
-        c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == 'markdown')
-    headings = re.findall(r'^#+ (.*)', text, flags=re.MULTILINE)
-    return {h.strip().replace(' ', '-') for h in headings} | {re.sub(r'[^\w\- ]', '', h.lower()).strip().replace(' ', '-') for h in headings} \
+    text = (
+        prose(path)
+        if path.suffix == ".md"
+        else "\n".join(
+            c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown"
+        )
+    )
+    headings = re.findall(r"^#+ (.*)", text, flags=re.MULTILINE)
+    return (
+        {h.strip().replace(" ", "-") for h in headings}
+        | {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
         | set(re.findall(r'<a (?:id|name)="([^"]+)"', text))
+    )
 
 
 def links(path):
-    cells = nbformat.read(path, as_version=4).cells if path.suffix == '.ipynb' else None
-    text = path.read_text(encoding='utf-8') if cells is None else '\n'.join(c.source for c in cells if c.cell_type == 'markdown')
-    return [link for link in LINK.findall(text) if not re.match(r'https?:|data:|mailto:', link)]
+    cells = nbformat.read(path, as_version=4).cells if path.suffix == ".ipynb" else None
+    text = (
+        path.read_text(encoding="utf-8")
+        if cells is None
+        else "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    )
+    return [link for link in LINK.findall(text) if not re.match(r"https?:|data:|mailto:", link)]
 
 
-@pytest.mark.parametrize('path', [*find_notebooks(), *PAGES], ids=lambda p: f'{p.parent.name}/{p.stem}')
+@pytest.mark.parametrize(
+    "path", [*find_notebooks(), *PAGES], ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
 def test_links_and_terms(path):
     broken = []
     for link in links(path):
-        file, _, anchor = link.partition('#')
+        file, _, anchor = link.partition("#")
         target = path.parent / file if file else path
-        if not target.exists() or anchor and anchor not in anchors(target): broken.append(link)
-    assert not broken, f'links that lead nowhere: {broken}'
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken, f"links that lead nowhere: {broken}"
     text = prose(path)
-    wrong = {term: found for term, pattern in TERMS.items() if (found := re.findall(pattern, text, flags=re.IGNORECASE))}
-    assert not wrong, f'the course says {list(wrong)}: {wrong}'
+    wrong = {
+        term: found
+        for term, pattern in TERMS.items()
+        if (found := re.findall(pattern, text, flags=re.IGNORECASE))
+    }
+    assert not wrong, f"the course says {list(wrong)}: {wrong}"
 
 
 def test_spelling(tmp_path):
     for path in [*find_notebooks(), *PAGES]:
-        (tmp_path / f'{path.parent.name}_{path.stem}.txt').write_text(prose(path), encoding='utf-8')
-    done = subprocess.run([sys.executable, '-m', 'codespell_lib', '--builtin', 'clear,rare', str(tmp_path), str(ROOT / 'maevit_course')],
-                          capture_output=True, text=True)
+        (tmp_path / f"{path.parent.name}_{path.stem}.txt").write_text(prose(path), encoding="utf-8")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "codespell_lib",
+            "--builtin",
+            "clear,rare",
+            str(tmp_path),
+            str(ROOT / "maevit_course"),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize('path', find_notebooks(), ids=lambda p: f'{p.parent.name}/{p.stem}')
+@pytest.mark.parametrize("path", find_notebooks(), ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_every_picture_has_an_alternative_text(path):
     for cell in nbformat.read(path, as_version=4).cells:
-        for output in cell.get('outputs', []):
-            for kind in output.get('data', {}):
-                if kind.startswith('image/') and not is_skipped(cell):
+        for output in cell.get("outputs", []):
+            for kind in output.get("data", {}):
+                if kind.startswith("image/") and not is_skipped(cell):
                     alt = FIG_ALT.search(cell.source)
-                    assert alt and output.metadata.get(kind, {}).get('alt') == alt[1], f'`#| fig-alt:` is missing:\n{cell.source}'
+                    assert alt and output.metadata.get(kind, {}).get("alt") == alt[1], (
+                        f"`#| fig-alt:` is missing:\n{cell.source}"
+                    )
 
 
 def test_every_notebook_can_be_reached_from_the_index():
-    seen, todo = set(), [ROOT / 'nbs/index.ipynb']
+    seen, todo = set(), [ROOT / "nbs/index.ipynb"]
     while todo:
         page = todo.pop()
-        if page in seen or page.suffix != '.ipynb': continue
+        if page in seen or page.suffix != ".ipynb":
+            continue
         seen.add(page)
-        todo += [(page.parent / link.partition('#')[0]).resolve() for link in links(page) if link.partition('#')[0]]
+        todo += [
+            (page.parent / link.partition("#")[0]).resolve()
+            for link in links(page)
+            if link.partition("#")[0]
+        ]
     assert not set(find_notebooks()) - seen
 
 
 def test_the_index_states_the_time_that_each_lesson_states():
-    index = '\n'.join(c.source for c in nbformat.read(ROOT / 'nbs/index.ipynb', as_version=4).cells)
-    stated = dict(re.findall(r'^\| \[[^]]*\]\((\w+)\.ipynb\) \|[^|]*\| (\d+) \|', index, flags=re.MULTILINE))
-    lessons = {p.stem: re.search(r'\*\*Time:\*\* (\d+) minutes', '\n'.join(c.source for c in nbformat.read(p, as_version=4).cells))
-               for p in (ROOT / 'nbs').glob('[0-9]*.ipynb')}
+    index = "\n".join(c.source for c in nbformat.read(ROOT / "nbs/index.ipynb", as_version=4).cells)
+    stated = dict(
+        re.findall(r"^\| \[[^]]*\]\((\w+)\.ipynb\) \|[^|]*\| (\d+) \|", index, flags=re.MULTILINE)
+    )
+    lessons = {
+        p.stem: re.search(
+            r"\*\*Time:\*\* (\d+) minutes",
+            "\n".join(c.source for c in nbformat.read(p, as_version=4).cells),
+        )
+        for p in (ROOT / "nbs").glob("[0-9]*.ipynb")
+    }
     assert stated == {name: minutes[1] for name, minutes in lessons.items() if minutes}
-    assert set(stated) == set(lessons), 'each lesson says how long it takes'
+    assert set(stated) == set(lessons), "each lesson says how long it takes"

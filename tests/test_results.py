@@ -1,4 +1,5 @@
 """What stands in results/ and in the shipped weights is what the runs have left, and nothing else."""
+
 import json
 import math
 import shutil
@@ -16,109 +17,155 @@ from maevit_course.paper import finetuning_table, pretraining_table, read_record
 from maevit_course.reproduce import SCALES, is_kept, load_pretrained, plan, reproduce, summarise_log
 from maevit_course.runs import SHIPPED, Run, read_safetensors, release, shipped
 
-RECORDS = {f'{scale}/{name}': record for scale in SCALES for name, record in read_records(scale).items()}
+RECORDS = {
+    f"{scale}/{name}": record for scale in SCALES for name, record in read_records(scale).items()
+}
 #: The shipped weights, and the run whose weights they are.
-ORIGIN = {'c10-small': 'small/c10-100', 'c10-small-classifier': 'small/c10-100-to-c10'}
+ORIGIN = {"c10-small": "small/c10-100", "c10-small-classifier": "small/c10-100-to-c10"}
 
 
-@pytest.mark.parametrize('name', RECORDS)
+@pytest.mark.parametrize("name", RECORDS)
 def test_a_record_is_whole_and_its_summary_follows_from_its_log(name):
     record = RECORDS[name]
-    recipe, history, summary = record.config['recipe'], record.history, record.summary
-    assert [line['epoch'] for line in history] == list(range(1, recipe['epochs'] + 1))
+    recipe, history, summary = record.config["recipe"], record.history, record.summary
+    assert [line["epoch"] for line in history] == list(range(1, recipe["epochs"] + 1))
     assert all(math.isfinite(value) for line in history for value in line.values())
     assert summarise_log(record.config, history).items() <= summary.items()
-    assert len(record.environment['commit']) == 40 and record.environment['torch']
-    if record.config['phase'] == 'finetune':
-        assert abs(summary['measured']['accuracy'] - history[-1]['test_accuracy']) <= 0.003  # float32 against bf16
-        assert (record.config['weights'] is None) == (summary['start'] is None)
+    assert len(record.environment["commit"]) == 40 and record.environment["torch"]
+    if record.config["phase"] == "finetune":
+        assert (
+            abs(summary["measured"]["accuracy"] - history[-1]["test_accuracy"]) <= 0.003
+        )  # float32 against bf16
+        assert (record.config["weights"] is None) == (summary["start"] is None)
     else:
-        assert (record.folder / 'gallery.jpg').stat().st_size < 300_000
+        assert (record.folder / "gallery.jpg").stat().st_size < 300_000
 
 
 def test_records_are_of_the_plan():
     for scale in SCALES:
-        kept = {e.name for e in plan(SCALES[scale]) if is_kept(e, ROOT / 'results' / scale)}  # raises if a recipe is another
-        assert kept == {folder.name for folder in (ROOT / 'results' / scale).glob('*') if folder.is_dir()}
+        kept = {
+            e.name for e in plan(SCALES[scale]) if is_kept(e, ROOT / "results" / scale)
+        }  # raises if a recipe is another
+        assert kept == {
+            folder.name for folder in (ROOT / "results" / scale).glob("*") if folder.is_dir()
+        }
 
 
 def test_fine_tuning_runs_of_one_data_set_had_the_same_images():
     for scale in SCALES:
         seen = {}
         for name, record in read_records(scale).items():
-            if '-to-' in name: seen.setdefault(name.split('-to-')[1], set()).add(record.config['data']['fingerprint'])
+            if "-to-" in name:
+                seen.setdefault(name.split("-to-")[1], set()).add(
+                    record.config["data"]["fingerprint"]
+                )
         assert all(len(fingerprints) == 1 for fingerprints in seen.values())
 
 
 def test_an_interrupted_or_foreign_record_is_not_taken_for_a_run(tmp_path):
-    first = plan(SCALES['small'])[0]
-    shutil.copytree(RECORDS['small/trial'].folder, tmp_path / 'trial')
+    first = plan(SCALES["small"])[0]
+    shutil.copytree(RECORDS["small/trial"].folder, tmp_path / "trial")
     assert is_kept(first, tmp_path)
-    with pytest.raises(InputError, match=r'seed \(0 → 1\)'): is_kept(replace(first, recipe=replace(first.recipe, seed=1)), tmp_path)
-    (tmp_path / 'trial/summary.json').unlink()
+    with pytest.raises(InputError, match=r"seed \(0 → 1\)"):
+        is_kept(replace(first, recipe=replace(first.recipe, seed=1)), tmp_path)
+    (tmp_path / "trial/summary.json").unlink()
     assert not is_kept(first, tmp_path)
 
 
 def test_a_run_that_goes_on_elsewhere_says_so(tmp_path):
-    Run(tmp_path, {'a': 1}).log({'epoch': 1})
-    file = tmp_path / 'environment.json'
-    file.write_text(json.dumps({**json.loads(file.read_text()), 'torch': '1.0'}))
-    for _ in range(2): Run(tmp_path, {'a': 1}, resume=True)
+    Run(tmp_path, {"a": 1}).log({"epoch": 1})
+    file = tmp_path / "environment.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "torch": "1.0"}))
+    for _ in range(2):
+        Run(tmp_path, {"a": 1}, resume=True)
     said = json.loads(file.read_text())
-    assert said['torch'] == '1.0' and [later['torch'] for later in said['resumed']] == [torch.__version__]
+    assert said["torch"] == "1.0" and [later["torch"] for later in said["resumed"]] == [
+        torch.__version__
+    ]
     release(tmp_path)
 
 
 def test_several_processes_do_not_share_a_reproduction(monkeypatch, tmp_path):
-    monkeypatch.setattr('maevit_course.reproduce.WORLD_SIZE', 2)
-    with pytest.raises(InputError, match='one process'): reproduce([], {}, tmp_path, tmp_path)
+    monkeypatch.setattr("maevit_course.reproduce.WORLD_SIZE", 2)
+    with pytest.raises(InputError, match="one process"):
+        reproduce([], {}, tmp_path, tmp_path)
 
 
 def test_a_run_waits_for_the_one_it_starts_from(tmp_path):
-    tune = next(e for e in plan(SCALES['small']) if e.name == 'c10-to-c10')
-    data = {'c10': load_data('shapes', limit=400)}
-    with pytest.raises(InputError, match='starts from the weights of c10'): reproduce([tune], data, tmp_path / 'runs', tmp_path / 'results')
+    tune = next(e for e in plan(SCALES["small"]) if e.name == "c10-to-c10")
+    data = {"c10": load_data("shapes", limit=400)}
+    with pytest.raises(InputError, match="starts from the weights of c10"):
+        reproduce([tune], data, tmp_path / "runs", tmp_path / "results")
 
 
 def test_tables_say_what_the_summaries_say():
     "Change one number in one summary, and exactly one number in the table changes with it."
-    records = read_records('small')
+    records = read_records("small")
     before = finetuning_table(records), pretraining_table(records), table_3({})
-    records['c10-to-c10'].summary['measured']['accuracy'] = 0.12345
-    assert '12.35' in finetuning_table(records).replace('12.34', '12.35')
+    records["c10-to-c10"].summary["measured"]["accuracy"] = 0.12345
+    assert "12.35" in finetuning_table(records).replace("12.34", "12.35")
     assert sum(a != b for a, b in zip(finetuning_table(records).split(), before[0].split())) == 1
     assert pretraining_table(records) == before[1]
-    rows = [line for line in before[2].splitlines() if '**ours**' in line]
-    assert len(rows) == 3 and all(row.split('|')[2:4] == [' – ', ' – '] for row in rows)  # without a run there is no number
+    rows = [line for line in before[2].splitlines() if "**ours**" in line]
+    assert len(rows) == 3 and all(
+        row.split("|")[2:4] == [" – ", " – "] for row in rows
+    )  # without a run there is no number
 
 
-@pytest.mark.parametrize('name', shipped())
+@pytest.mark.parametrize("name", shipped())
 def test_shipped_weights_are_small_and_know_where_they_come_from(name):
-    tensors, about = read_safetensors(SHIPPED / f'{name}.safetensors')
-    assert (SHIPPED / f'{name}.safetensors').stat().st_size <= 10_000_000
+    tensors, about = read_safetensors(SHIPPED / f"{name}.safetensors")
+    assert (SHIPPED / f"{name}.safetensors").stat().st_size <= 10_000_000
     assert all(t.dtype == torch.float16 for t in tensors.values())
-    assert about['recipe'] == RECORDS[ORIGIN[name]].config['recipe']
+    assert about["recipe"] == RECORDS[ORIGIN[name]].config["recipe"]
 
 
 def test_shipped_classifier_has_the_accuracy_of_its_record(cifar10_file, capsys):
     capsys.readouterr()
-    assert main(['evaluate', '--weights', 'c10-small-classifier', '--data', str(cifar10_file), '--json']) == 0
-    accuracy = json.loads(capsys.readouterr().out)['accuracy']
-    assert abs(accuracy - RECORDS[ORIGIN['c10-small-classifier']].summary['measured']['accuracy']) <= 0.001
+    assert (
+        main(
+            ["evaluate", "--weights", "c10-small-classifier", "--data", str(cifar10_file), "--json"]
+        )
+        == 0
+    )
+    accuracy = json.loads(capsys.readouterr().out)["accuracy"]
+    assert (
+        abs(accuracy - RECORDS[ORIGIN["c10-small-classifier"]].summary["measured"]["accuracy"])
+        <= 0.001
+    )
 
 
 def test_shipped_autoencoder_has_the_loss_of_its_record(cifar10_file):
     from maevit_course.evaluate import reconstruction_error
-    loss = reconstruction_error(load_pretrained('c10-small'), load_data(str(cifar10_file))[1])['loss']
-    assert abs(loss - RECORDS[ORIGIN['c10-small']].summary['measured']['test_loss']) <= 1e-4
+
+    loss = reconstruction_error(load_pretrained("c10-small"), load_data(str(cifar10_file))[1])[
+        "loss"
+    ]
+    assert abs(loss - RECORDS[ORIGIN["c10-small"]].summary["measured"]["test_loss"]) <= 1e-4
 
 
 def test_a_name_of_shipped_weights_does_where_a_path_is_asked_for(tmp_path):
-    assert main(['finetune', *QUICK, '--epochs', '1', '--weights', 'c10-small', '--labels-per-class', '10', '--out', str(tmp_path / 'run')]) == 0
+    assert (
+        main(
+            [
+                "finetune",
+                *QUICK,
+                "--epochs",
+                "1",
+                "--weights",
+                "c10-small",
+                "--labels-per-class",
+                "10",
+                "--out",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
 
 
 def test_the_plan_can_be_listed_and_an_unknown_run_is_refused(capsys):
-    assert main(['reproduce', '--scale', 'paper', '--list']) == 0
-    assert capsys.readouterr().out.splitlines()[6].split()[:3] == ['c10', 'c10', '4000']
-    assert main(['reproduce', 'c11']) == 2
+    assert main(["reproduce", "--scale", "paper", "--list"]) == 0
+    assert capsys.readouterr().out.splitlines()[6].split()[:3] == ["c10", "c10", "4000"]
+    assert main(["reproduce", "c11"]) == 2
     assert "no run 'c11' in the plan: choose from trial" in capsys.readouterr().err

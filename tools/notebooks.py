@@ -1,4 +1,5 @@
 """Run the notebooks in place, and write README.md from the index."""
+
 import argparse
 import os
 import posixpath
@@ -18,26 +19,29 @@ from nbdev.clean import nbdev_clean
 ROOT = Path(__file__).resolve().parent.parent
 MAX_BYTES = 1_500_000
 
-_settings = ConfigParser(delimiters=['='])
-_settings.read(ROOT / 'settings.ini', encoding='utf-8')
-SKIP_FLAGS = {'eval:false', *_settings['DEFAULT']['tst_flags'].split()}
+_settings = ConfigParser(delimiters=["="])
+_settings.read(ROOT / "settings.ini", encoding="utf-8")
+SKIP_FLAGS = {"eval:false", *_settings["DEFAULT"]["tst_flags"].split()}
 
-FIG_ALT = re.compile(r'^#\| fig-alt: (.*)', re.MULTILINE)
-DIRECTIVE = re.compile(r'^[ \t]*#[ \t]*\|(.*)\n?', re.MULTILINE)
+FIG_ALT = re.compile(r"^#\| fig-alt: (.*)", re.MULTILINE)
+DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*\|(.*)\n?", re.MULTILINE)
 # Targets of Markdown links and of HTML attributes that are relative to the notebook.
 RELATIVE_LINK = re.compile(r'(\]\(|\b(?:src|href)=")(?![a-z]+:|[#/])([^)\s"]+)')
 
 
 def find_notebooks():
     "All notebooks of the course, without checkpoints and files that nbdev leaves out too."
-    nbs = ROOT / 'nbs'
-    return sorted(p for p in nbs.glob('**/*.ipynb')
-                  if not any(part[0] in '_.' for part in p.relative_to(nbs).parts))
+    nbs = ROOT / "nbs"
+    return sorted(
+        p
+        for p in nbs.glob("**/*.ipynb")
+        if not any(part[0] in "_." for part in p.relative_to(nbs).parts)
+    )
 
 
 def directives(cell):
     "The `#| ...` lines of a cell, without spaces: `#| eval: false` is 'eval:false'."
-    return {''.join(d.split()) for d in DIRECTIVE.findall(cell.source)}
+    return {"".join(d.split()) for d in DIRECTIVE.findall(cell.source)}
 
 
 def is_skipped(cell):
@@ -47,43 +51,58 @@ def is_skipped(cell):
 
 class _Client(NotebookClient):
     async def async_execute_cell(self, cell, *args, **kwargs):
-        if is_skipped(cell): return cell
-        try: return await super().async_execute_cell(cell, *args, **kwargs)
+        if is_skipped(cell):
+            return cell
+        try:
+            return await super().async_execute_cell(cell, *args, **kwargs)
         except DeadKernelError:
-            raise DeadKernelError(f'The kernel died in this cell:\n{cell.source}') from None
+            raise DeadKernelError(f"The kernel died in this cell:\n{cell.source}") from None
 
 
 def run_notebook(path, cwd, seconds=None):
-    "Run a notebook in a fresh kernel and return it with its new outputs; skipped cells keep theirs."
+    "Run a notebook in a fresh kernel and return it with new outputs; skipped cells keep theirs."
     nb = nbformat.read(path, as_version=4)
     end = time.monotonic() + seconds if seconds else None
     # nbclient limits the time of a cell; giving each cell what is left limits the whole notebook.
     # The log level silences a warning of each kernel about connecting over TCP.
-    client = _Client(nb, kernel_name='python3', record_timing=False, coalesce_streams=True,
-                     extra_arguments=['--log-level=ERROR'],
-                     timeout_func=lambda cell: max(1, end - time.monotonic()) if end else None)
-    return client.execute(cwd=str(cwd), env={**os.environ, 'MAEVIT_PROGRESS': '0'})
+    client = _Client(
+        nb,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        extra_arguments=["--log-level=ERROR"],
+        timeout_func=lambda cell: max(1, end - time.monotonic()) if end else None,
+    )
+    return client.execute(cwd=str(cwd), env={**os.environ, "MAEVIT_PROGRESS": "0"})
 
 
-COLAB = 'https://colab.research.google.com'
-SETUP = """# @title Set up: on Colab this installs the course once and leaves Colab's PyTorch as it is; elsewhere it does nothing.
-import importlib.metadata, importlib.util, subprocess, sys
+COLAB = "https://colab.research.google.com"
+SETUP = """# @title Set up (installs the course on Colab and does nothing elsewhere)
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
 
 if "google.colab" in sys.modules and not importlib.util.find_spec("maevit_course"):
     keep = [f"{{name}}=={{importlib.metadata.version(name)}}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *keep, "git+https://github.com/{user}/{repo}@{branch}"], check=True)
+    source = "git+https://github.com/{user}/{repo}@{branch}"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", *keep, source]
+    subprocess.run(pip, check=True)
     importlib.invalidate_caches()"""
 
 
 def stamp(nb, path):
     "Put Colab's badge and set-up cell, made from settings.ini, below a notebook's title."
-    settings = _settings['DEFAULT']
-    place = f'{settings["user"]}/{settings["repo"]}/blob/{settings["branch"]}/{path.relative_to(ROOT).as_posix()}'
-    badge = f'[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{place})'
-    nb.cells = [c for c in nb.cells if not c.id.startswith('colab-')]
-    folded = {'jupyter': {'source_hidden': True}, 'cellView': 'form'}
-    nb.cells[1:1] = [nbformat.v4.new_markdown_cell(badge, id='colab-badge'),
-                     nbformat.v4.new_code_cell(SETUP.format(**settings), id='colab-setup', metadata=folded)]
+    settings = _settings["DEFAULT"]
+    repository = f"{settings['user']}/{settings['repo']}/blob/{settings['branch']}"
+    place = f"{repository}/{path.relative_to(ROOT).as_posix()}"
+    badge = f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{place})"
+    nb.cells = [c for c in nb.cells if not c.id.startswith("colab-")]
+    folded = {"jupyter": {"source_hidden": True}, "cellView": "form"}
+    nb.cells[1:1] = [
+        nbformat.v4.new_markdown_cell(badge, id="colab-badge"),
+        nbformat.v4.new_code_cell(SETUP.format(**settings), id="colab-setup", metadata=folded),
+    ]
 
 
 def badges():
@@ -98,9 +117,10 @@ def describe_pictures(nb):
     "Give each picture the alternative text that its cell states as `#| fig-alt: ...`."
     for cell in nb.cells:
         alt = FIG_ALT.search(cell.source)
-        for output in cell.get('outputs', []):
-            for kind in output.get('data', {}):
-                if kind.startswith('image/') and alt: output.metadata[kind] = {'alt': alt[1]}
+        for output in cell.get("outputs", []):
+            for kind in output.get("data", {}):
+                if kind.startswith("image/") and alt:
+                    output.metadata[kind] = {"alt": alt[1]}
 
 
 def render(paths):
@@ -109,43 +129,53 @@ def render(paths):
     for path in paths:
         start = time.monotonic()
         try:
-            with tempfile.TemporaryDirectory() as cwd: nb = run_notebook(path, cwd)
-        except (CellExecutionError, DeadKernelError) as e: sys.exit(f'{path.name}: {e}')
+            with tempfile.TemporaryDirectory() as cwd:
+                nb = run_notebook(path, cwd)
+        except (CellExecutionError, DeadKernelError) as e:
+            sys.exit(f"{path.name}: {e}")
         stamp(nb, path)
         describe_pictures(nb)
         nbformat.write(nb, path)
         nbdev_clean(fname=str(path))
         size = path.stat().st_size
-        print(f'{time.monotonic() - start:6.1f} s {size / 1e3:8.1f} kB  {path.name}', flush=True)
-        if size > MAX_BYTES: too_big.append(path.name)
-    if too_big: sys.exit(f'over {MAX_BYTES / 1e6} MB: {" ".join(too_big)}')
+        print(f"{time.monotonic() - start:6.1f} s {size / 1e3:8.1f} kB  {path.name}", flush=True)
+        if size > MAX_BYTES:
+            too_big.append(path.name)
+    if too_big:
+        sys.exit(f"over {MAX_BYTES / 1e6} MB: {' '.join(too_big)}")
 
 
 def _from_root(link):
-    return link[1] + posixpath.normpath(posixpath.join('nbs', link[2]))
+    return link[1] + posixpath.normpath(posixpath.join("nbs", link[2]))
 
 
 def make_readme():
     "The text of README.md, and its images as a dictionary from relative path to bytes."
-    nb = nbformat.read(ROOT / 'nbs/index.ipynb', as_version=4)
-    nb.cells = [c for c in nb.cells if 'hide' not in directives(c) and c.id != 'colab-setup']
-    alts = FIG_ALT.findall('\n'.join(c.source for c in nb.cells))
+    nb = nbformat.read(ROOT / "nbs/index.ipynb", as_version=4)
+    nb.cells = [c for c in nb.cells if "hide" not in directives(c) and c.id != "colab-setup"]
+    alts = FIG_ALT.findall("\n".join(c.source for c in nb.cells))
     for cell in nb.cells:
-        if 'echo:false' in directives(cell): cell.metadata['transient'] = {'remove_source': True}
-        if cell.cell_type == 'code': cell.source = DIRECTIVE.sub('', cell.source)
-        else: cell.source = RELATIVE_LINK.sub(_from_root, cell.source)
-    nb.metadata['language_info'] = {'name': 'python'}
+        if "echo:false" in directives(cell):
+            cell.metadata["transient"] = {"remove_source": True}
+        if cell.cell_type == "code":
+            cell.source = DIRECTIVE.sub("", cell.source)
+        else:
+            cell.source = RELATIVE_LINK.sub(_from_root, cell.source)
+    nb.metadata["language_info"] = {"name": "python"}
     text, resources = MarkdownExporter().from_notebook_node(
-        nb, resources={'unique_key': 'index', 'output_files_dir': 'images'})
-    for alt in alts: text = re.sub(r'!\[(png|jpeg)\]\(', lambda _: f'![{alt}](', text, count=1)
-    return text.strip() + '\n', resources['outputs']
+        nb, resources={"unique_key": "index", "output_files_dir": "images"}
+    )
+    for alt in alts:
+        text = re.sub(r"!\[(png|jpeg)\]\(", lambda _, alt=alt: f"![{alt}](", text, count=1)
+    return text.strip() + "\n", resources["outputs"]
 
 
 def readme():
     "Write README.md and its images."
     text, images = make_readme()
-    (ROOT / 'README.md').write_text(text, encoding='utf-8')
-    for old in ROOT.glob('images/index_*'): old.unlink()
+    (ROOT / "README.md").write_text(text, encoding="utf-8")
+    for old in ROOT.glob("images/index_*"):
+        old.unlink()
     for name, data in images.items():
         (ROOT / name).parent.mkdir(exist_ok=True)
         (ROOT / name).write_bytes(data)
@@ -153,17 +183,20 @@ def readme():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(dest='command', required=True)
-    cmd = commands.add_parser('render', help='run notebooks in place')
-    cmd.add_argument('notebooks', nargs='*', type=Path, help='default: all of them')
-    commands.add_parser('badges', help="write Colab's badge and set-up cell anew from settings.ini")
-    commands.add_parser('readme', help='write README.md from nbs/index.ipynb')
+    commands = parser.add_subparsers(dest="command", required=True)
+    cmd = commands.add_parser("render", help="run notebooks in place")
+    cmd.add_argument("notebooks", nargs="*", type=Path, help="default: all of them")
+    commands.add_parser("badges", help="write Colab's badge and set-up cell anew from settings.ini")
+    commands.add_parser("readme", help="write README.md from nbs/index.ipynb")
     args = parser.parse_args()
-    if args.command == 'badges': return badges()
-    if args.command == 'readme': return readme()
+    if args.command == "badges":
+        return badges()
+    if args.command == "readme":
+        return readme()
     paths = [p.resolve() for p in args.notebooks] or find_notebooks()
     os.chdir(ROOT)  # nbdev_clean looks for settings.ini from here
     render(paths)
 
 
-if __name__ == '__main__': main()
+if __name__ == "__main__":
+    main()

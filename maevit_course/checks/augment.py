@@ -17,40 +17,57 @@ from .core import Check
 
 # %% ../../nbs/checks/02_augment.ipynb #9a235e4a
 generator = torch.Generator().manual_seed(0)
-photos = torch.randint(256, (6, 3, 4, 5), generator=generator, dtype=torch.uint8)  # not square: rows and columns cannot be confused
+# not square, so that exchanging rows and columns fails
+photos = torch.randint(256, (6, 3, 4, 5), generator=generator, dtype=torch.uint8)
 
 
 def choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    "Image by image, the one or the other."
+    "Choose between two batches image by image: `yes` where the mask is True, else `no`."
     return torch.where(mask[:, None, None, None], yes, no)
 
 
 mirror_some = Check(
     "mirror_some",
     reference=lambda images, mirrored: choose(mirrored, images.flip(3), images),
-    cases=[(torch.arange(6.0).reshape(2, 1, 1, 3), torch.tensor([True, False])),
-           (photos, torch.tensor([False, True, True, False, False, True])), (photos, torch.zeros(6, dtype=torch.bool))],
+    cases=[
+        (torch.arange(6.0).reshape(2, 1, 1, 3), torch.tensor([True, False])),
+        (photos, torch.tensor([False, True, True, False, False, True])),
+        (photos, torch.zeros(6, dtype=torch.bool)),
+    ],
     mistakes=[
-        ("turns them upside down: a mirror image reverses the columns, the last axis, not the rows", lambda x, m: choose(m, x.flip(2), x)),
-        ("reverses axis 1, the colours: red becomes blue, and nothing moves", lambda x, m: choose(m, x.flip(1), x)),
-        ("mirrors the wrong ones: True means *mirror this one*", lambda x, m: choose(m, x, x.flip(3))),
+        (
+            "turns them upside down: "
+            "a mirror image reverses the columns, the last axis, not the rows",
+            lambda x, m: choose(m, x.flip(2), x),
+        ),
+        (
+            "reverses axis 1, the colours: red becomes blue, and nothing moves",
+            lambda x, m: choose(m, x.flip(1), x),
+        ),
+        (
+            "mirrors the wrong ones: True means *mirror this one*",
+            lambda x, m: choose(m, x, x.flip(3)),
+        ),
         ("mirrors every image; `mirrored` says which", lambda x, m: x.flip(3)),
     ],
 )
 
 # %% ../../nbs/checks/02_augment.ipynb #43f608be
 def probabilities(policies: list, name: str) -> list[list[float]]:
-    "For each sub-policy the probabilities of those of its operations that are called `name`."
-    return [[probability for operation, probability, _ in pair if operation == name] for pair in policies]
+    "Return, for each sub-policy, the probabilities of its operations called `name`."
+    return [
+        [probability for operation, probability, _ in pair if operation == name]
+        for pair in policies
+    ]
 
 
 def at_least_one(chances: list[float]) -> float:
-    "The chance that at least one of several independent things happens."
+    "Return the probability that at least one of several independent events happens."
     return 1.0 - math.prod(1 - p for p in chances)
 
 
 def only_containing(policies: list, name: str) -> float:
-    "A mistake: the mean over those sub-policies that contain the operation."
+    "Average only over the sub-policies that contain the operation (a mistake)."
     found = [at_least_one(chances) for chances in probabilities(policies, name) if chances]
     return sum(found) / max(1, len(found))
 
@@ -58,76 +75,133 @@ def only_containing(policies: list, name: str) -> float:
 pair = (("Rotate", 0.5, 1), ("Invert", 0.2, None))
 chance_of = Check(
     "chance_of",
-    reference=lambda policies, name: sum(map(at_least_one, probabilities(policies, name))) / len(policies),
-    cases=[([pair], "Rotate"), ([pair, pair, (("Color", 0.5, 1), ("Color", 0.5, 3))], "Color"), ([pair], "Color"),
-           (CIFAR10_POLICIES, "Rotate"), (CIFAR10_POLICIES, "Sharpness"), (CIFAR10_POLICIES, "Equalize")],
+    reference=lambda policies, name: (
+        sum(map(at_least_one, probabilities(policies, name))) / len(policies)
+    ),
+    cases=[
+        ([pair], "Rotate"),
+        ([pair, pair, (("Color", 0.5, 1), ("Color", 0.5, 3))], "Color"),
+        ([pair], "Color"),
+        (CIFAR10_POLICIES, "Rotate"),
+        (CIFAR10_POLICIES, "Sharpness"),
+        (CIFAR10_POLICIES, "Equalize"),
+    ],
     mistakes=[
-        ("adds the probabilities of both operations, and so counts an image twice that gets both; how likely is it that neither happens?",
-         lambda policies, name: sum(map(sum, probabilities(policies, name))) / len(policies)),
-        ("multiplies the probabilities of both operations: that is the chance of *both*; one of them is enough",
-         lambda policies, name: sum(float(math.prod(p)) for p in probabilities(policies, name) if p) / len(policies)),
-        ("sums over the sub-policies; each is drawn with probability 1 / their number, so take the mean",
-         lambda policies, name: sum(map(at_least_one, probabilities(policies, name)), 0.0)),
-        ("takes the mean over the sub-policies that contain the operation; an image may draw any of them", only_containing),
+        (
+            "adds the probabilities of both operations, "
+            "and so counts an image twice that gets both; how likely is it that neither happens?",
+            lambda policies, name: sum(map(sum, probabilities(policies, name))) / len(policies),
+        ),
+        (
+            "multiplies the probabilities of both operations: "
+            "that is the chance of *both*; one of them is enough",
+            lambda policies, name: (
+                sum(float(math.prod(p)) for p in probabilities(policies, name) if p) / len(policies)
+            ),
+        ),
+        (
+            "sums over the sub-policies; "
+            "each is drawn with probability 1 / their number, so take the mean",
+            lambda policies, name: sum(map(at_least_one, probabilities(policies, name)), 0.0),
+        ),
+        (
+            "takes the mean over the sub-policies that contain the operation; "
+            "an image may draw any of them",
+            only_containing,
+        ),
     ],
     tolerance=1e-4,
 )
 
 # %% ../../nbs/checks/02_augment.ipynb #aab08fb3
 def tents(
-    place: Tensor,  # (n_out,): where the new pixels fall, counted in old pixels from the part's first
-    start: int, length: int, n_in: int,
-    inside: bool = True,  # only pixels of the part?
-    normalised: bool = True,  # rows that sum to one?
+    place: Tensor,  # (n_out,), positions of the new pixels, in old pixels from `start`
+    start: int,  # first old pixel of the part
+    length: int,  # old pixels in the part
+    n_in: int,  # old pixels in the whole row
+    inside: bool = True,  # whether to ignore pixels outside the part
+    normalised: bool = True,  # whether each row sums to one
 ) -> Tensor:  # (n_out, n_in)
-    "Weights that fall from one to zero over a pixel."
+    "Return weights that fall linearly from one to zero over the distance of one pixel."
     old = torch.arange(n_in) - start
     weight = (1 - (old - place[:, None]).abs()).clamp(min=0)
-    weight = weight * ((0 <= old) & (old < length)) if inside else weight
+    weight = weight * ((old >= 0) & (old < length)) if inside else weight
     return weight / weight.sum(1, keepdim=True) if normalised else weight
 
 
 def middles(length: int, n_out: int) -> Tensor:
-    "Where new pixels fall if pixels are squares with their middle at one half."
+    "Return the centres of the new pixels, (n_out,), as fractional indices of old pixels."
     return (torch.arange(n_out) + 0.5) * length / n_out - 0.5
 
 # %% ../../nbs/checks/02_augment.ipynb #fbe59607
 pixel_weights = Check(
     "pixel_weights",
-    reference=lambda start, length, n_in, n_out: resize_matrix(torch.tensor([start]), torch.tensor([length]), n_in, n_out)[0],
+    reference=lambda start, length, n_in, n_out: resize_matrix(
+        torch.tensor([start]), torch.tensor([length]), n_in, n_out
+    )[0],
     cases=[(0, 4, 4, 6), (1, 3, 5, 6), (5, 22, 32, 36), (2, 3, 6, 3)],
     mistakes=[
-        ("the result is transposed: one row per *new* pixel", lambda s, k, i, o: tents(middles(k, o), s, k, i).T),
-        ("measures from the edges of pixels; the middle of new pixel i lies at i + 0.5, and that of an old one at its number + 0.5",
-         lambda s, k, i, o: tents(torch.arange(o) * k / o, s, k, i)),
-        ("puts the outermost new pixels onto the middles of the outermost old ones; a new pixel is length / n_out wide, and the first begins at the edge",
-         lambda s, k, i, o: tents(torch.arange(o) * (k - 1) / (o - 1), s, k, i)),
-        ("keeps the first `length` pixels; the part begins at `start`", lambda s, k, i, o: tents(middles(k, o), 0, k, i)),
-        ("lets pixels outside the part shine in at its edges", lambda s, k, i, o: tents(middles(k, o), s, k, i, inside=False)),
-        ("rows at the edges sum to less than one, which makes the border dark; a new pixel beyond the last middle takes the last pixel whole",
-         lambda s, k, i, o: tents(middles(k, o), s, k, i, normalised=False)),
+        (
+            "the result is transposed: one row per *new* pixel",
+            lambda s, k, i, o: tents(middles(k, o), s, k, i).T,
+        ),
+        (
+            "measures from the edges of pixels; "
+            "the middle of new pixel i lies at i + 0.5, and that of an old one at its number + 0.5",
+            lambda s, k, i, o: tents(torch.arange(o) * k / o, s, k, i),
+        ),
+        (
+            "puts the outermost new pixels onto the middles of the outermost old ones; "
+            "a new pixel is length / n_out wide, and the first begins at the edge",
+            lambda s, k, i, o: tents(torch.arange(o) * (k - 1) / (o - 1), s, k, i),
+        ),
+        (
+            "keeps the first `length` pixels; the part begins at `start`",
+            lambda s, k, i, o: tents(middles(k, o), 0, k, i),
+        ),
+        (
+            "lets pixels outside the part shine in at its edges",
+            lambda s, k, i, o: tents(middles(k, o), s, k, i, inside=False),
+        ),
+        (
+            "rows at the edges sum to less than one, which makes the border dark; "
+            "a new pixel beyond the last middle takes the last pixel whole",
+            lambda s, k, i, o: tents(middles(k, o), s, k, i, normalised=False),
+        ),
     ],
 )
 
 # %% ../../nbs/checks/02_augment.ipynb #cde4871c
-def with_three_operations(answer: Callable, images: Tensor, drawn: Tensor) -> tuple[Tensor, list[int]]:
-    "The result, and how many images each call treated. Raises `ValueError` if the answer changes its input."
+def with_three_operations(
+    answer: Callable, images: Tensor, drawn: Tensor
+) -> tuple[Tensor, list[int]]:
+    """Run an answer with three operations and count the images in each call.
+
+    Return the result and the sorted counts. Raises `ValueError` if the answer changes its input.
+    """
     before, calls = images.clone(), []
 
     def noted(work):
         def operation(x):
             calls.append(len(x) if x.ndim == 4 else 1)
             return work(x)
+
         return operation
 
-    out = answer(images, drawn, [noted(lambda x: 255 - x), noted(lambda x: x // 2), noted(lambda x: x.flip(-1))])
+    out = answer(
+        images,
+        drawn,
+        [noted(lambda x: 255 - x), noted(lambda x: x // 2), noted(lambda x: x.flip(-1))],
+    )
     if not torch.equal(images, before):
         raise ValueError("it changes its own input (argument 0): work on a copy")
     return out, sorted(calls)
 
 # %% ../../nbs/checks/02_augment.ipynb #22450435
-def group_loop(images: Tensor, drawn: Tensor, operations: list[Callable], first: int = 0, empty: bool = False) -> Tensor:
-    "One call for each group; `first` and `empty` are there for mistakes."
+def group_loop(
+    images: Tensor, drawn: Tensor, operations: list[Callable], first: int = 0, empty: bool = False
+) -> Tensor:
+    "Call each operation once on its group of images; `first` and `empty` allow mistakes."
     out = images.clone()
     for number, operation in enumerate(operations):
         index = (drawn == number).nonzero().squeeze(1)
@@ -143,31 +217,57 @@ def everybody(images, drawn, operations):
 
 
 def one_by_one(images, drawn, operations):
-    return torch.cat([operations[d](x[None]) if d >= 0 else x[None] for x, d in zip(images, drawn.tolist())])
+    return torch.cat(
+        [operations[d](x[None]) if d >= 0 else x[None] for x, d in zip(images, drawn.tolist())]
+    )
 
 
 def lined_up(images, drawn, operations):
     groups = [(number, images[drawn == number]) for number in drawn.unique().tolist()]
-    return torch.cat([operations[number](group) if number >= 0 else group for number, group in groups])
+    return torch.cat(
+        [operations[number](group) if number >= 0 else group for number, group in groups]
+    )
 
 # %% ../../nbs/checks/02_augment.ipynb #c54c26d1
 apply_by_group = Check(
     "apply_by_group",
     reference=group_loop,
-    cases=[(photos, torch.tensor([1, 0, -1, 1, 2, 0])), (photos, torch.tensor([2, -1, 2, -1, 2, 0])), (photos, torch.full((6,), -1))],
+    cases=[
+        (photos, torch.tensor([1, 0, -1, 1, 2, 0])),
+        (photos, torch.tensor([2, -1, 2, -1, 2, 0])),
+        (photos, torch.full((6,), -1)),
+    ],
     use=with_three_operations,
     mistakes=[
-        ("operation 0 is never applied; only −1 means *nothing*", lambda x, d, o: group_loop(x, d, o, first=1)),
-        ("an operation reaches images that did not draw it: take out its group, and write only that back", everybody),
-        ("the pixels are right, but there is one call for each image; make one for each group", one_by_one),
-        ("the groups come back one behind the other; every image must return to its own place", lined_up),
-        ("calls an operation that nobody drew; skip empty groups", lambda x, d, o: group_loop(x, d, o, empty=True)),
+        (
+            "operation 0 is never applied; only −1 means *nothing*",
+            lambda x, d, o: group_loop(x, d, o, first=1),
+        ),
+        (
+            "an operation reaches images that did not draw it: "
+            "take out its group, and write only that back",
+            everybody,
+        ),
+        (
+            "the pixels are right, but there is one call for each image; make one for each group",
+            one_by_one,
+        ),
+        (
+            "the groups come back one behind the other; every image must return to its own place",
+            lined_up,
+        ),
+        (
+            "calls an operation that nobody drew; skip empty groups",
+            lambda x, d, o: group_loop(x, d, o, empty=True),
+        ),
     ],
 )
 
 # %% ../../nbs/checks/02_augment.ipynb #cf6b52de
-def squares(images: Tensor, top: Tensor, left: Tensor, side: int, extra: int = 0) -> tuple[Tensor, Tensor]:
-    "Which rows, (B, 1, H, 1), and which columns, (B, 1, 1, W), each image's square covers."
+def squares(
+    images: Tensor, top: Tensor, left: Tensor, side: int, extra: int = 0
+) -> tuple[Tensor, Tensor]:
+    "Return the rows, (B, 1, H, 1), and columns, (B, 1, 1, W), that each image's square covers."
     y, x = torch.arange(images.shape[2]), torch.arange(images.shape[3])
     rows = (top[:, None] <= y) & (y < top[:, None] + side + extra)
     columns = (left[:, None] <= x) & (x < left[:, None] + side + extra)
@@ -175,24 +275,52 @@ def squares(images: Tensor, top: Tensor, left: Tensor, side: int, extra: int = 0
 
 
 def blacken(images: Tensor, mask: Tensor) -> Tensor:
-    "Zeros where the mask is True."
+    "Set pixels to zero where the mask is True."
     return images.masked_fill(mask, 0)
 
 # %% ../../nbs/checks/02_augment.ipynb #cf5190f2
-bright = torch.randint(1, 256, (3, 3, 8, 9), generator=generator, dtype=torch.uint8)  # no pixel is black already
+# no pixel is black yet
+bright = torch.randint(1, 256, (3, 3, 8, 9), generator=generator, dtype=torch.uint8)
 places = torch.tensor([0, 2, 5]), torch.tensor([6, 1, 3])
 erase = Check(
     "erase",
-    reference=lambda images, top, left, side: blacken(images, torch.logical_and(*squares(images, top, left, side))),
-    cases=[(bright[:1, :1, :3, :4], torch.tensor([0]), torch.tensor([1]), 2), (bright, *places, 3), (bright, torch.tensor([6, 0, 7]), torch.tensor([8, 0, 0]), 4)],
+    reference=lambda images, top, left, side: blacken(
+        images, torch.logical_and(*squares(images, top, left, side))
+    ),
+    cases=[
+        (bright[:1, :1, :3, :4], torch.tensor([0]), torch.tensor([1]), 2),
+        (bright, *places, 3),
+        (bright, torch.tensor([6, 0, 7]), torch.tensor([8, 0, 0]), 4),
+    ],
     mistakes=[
-        ("erases whole rows and columns, a cross: a pixel is in the square if its row *and* its column are",
-         lambda x, t, l, s: blacken(x, torch.logical_or(*squares(x, t, l, s)))),
-        ("`top` counts rows and `left` columns; they are exchanged", lambda x, t, l, s: blacken(x, torch.logical_and(*squares(x, l, t, s)))),
-        ("keeps the square and erases the rest", lambda x, t, l, s: blacken(x, ~torch.logical_and(*squares(x, t, l, s)))),
-        ("one pixel too many: a square of side 3 at 5 covers 5, 6 and 7, not 8", lambda x, t, l, s: blacken(x, torch.logical_and(*squares(x, t, l, s, 1)))),
-        ("uses the first image's place for all; each has its own", lambda x, t, l, s: blacken(x, torch.logical_and(*squares(x, t[:1], l[:1], s)))),
-        ("`top` and `left` are the square's upper left corner, not its middle",
-         lambda x, t, l, s: blacken(x, torch.logical_and(*squares(x, t - s // 2, l - s // 2, s)))),
+        (
+            "erases whole rows and columns, a cross: "
+            "a pixel is in the square if its row *and* its column are",
+            lambda x, top, left, s: blacken(x, torch.logical_or(*squares(x, top, left, s))),
+        ),
+        (
+            "`top` counts rows and `left` columns; they are exchanged",
+            lambda x, top, left, s: blacken(x, torch.logical_and(*squares(x, left, top, s))),
+        ),
+        (
+            "keeps the square and erases the rest",
+            lambda x, top, left, s: blacken(x, ~torch.logical_and(*squares(x, top, left, s))),
+        ),
+        (
+            "one pixel too many: a square of side 3 at 5 covers 5, 6 and 7, not 8",
+            lambda x, top, left, s: blacken(x, torch.logical_and(*squares(x, top, left, s, 1))),
+        ),
+        (
+            "uses the first image's place for all; each has its own",
+            lambda x, top, left, s: blacken(
+                x, torch.logical_and(*squares(x, top[:1], left[:1], s))
+            ),
+        ),
+        (
+            "`top` and `left` are the square's upper left corner, not its middle",
+            lambda x, top, left, s: blacken(
+                x, torch.logical_and(*squares(x, top - s // 2, left - s // 2, s))
+            ),
+        ),
     ],
 )

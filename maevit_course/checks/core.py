@@ -21,12 +21,14 @@ from ..core import set_seed
 
 # %% ../../nbs/checks/00_check.ipynb #b6e753b5
 def rounded(value: Any) -> Any:
-    "Nested lists with their numbers rounded to four digits."
-    return [rounded(v) for v in value] if isinstance(value, list) else round(value, 4) if isinstance(value, float) else value
+    "Round every float in nested lists to four decimals."
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def show(value: Any) -> str:
-    "A value in a few words: small tensors with their numbers, large ones by their shape."
+    "Describe a value briefly: small tensors by their numbers, large ones by dtype and shape."
     if isinstance(value, Tensor):
         if value.numel() <= 12:
             return str(rounded(value.detach().tolist()))
@@ -36,15 +38,20 @@ def show(value: Any) -> str:
 
 # %% ../../nbs/checks/00_check.ipynb #77ab2822
 def kind(value: Any) -> str:
-    "What a value is, in a learner's words."
+    "Name the type of a value in plain words."
     if isinstance(value, Tensor):
         return "a tensor"
-    return {"int": "a whole number", "float": "a number", "bool": "True or False", "str": "a string", "NoneType": "None"}.get(
-        type(value).__name__, f"a {type(value).__name__}")
+    return {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "True or False",
+        "str": "a string",
+        "NoneType": "None",
+    }.get(type(value).__name__, f"a {type(value).__name__}")
 
 
 def tensor_difference(answer: Tensor, expected: Tensor, tolerance: float) -> str | None:
-    "The first thing in which two tensors differ, None if they agree."
+    "Describe the first difference between two tensors, or return None if they agree."
     if answer.shape != expected.shape:
         return f"has the shape {tuple(answer.shape)}, but {tuple(expected.shape)} is expected"
     if answer.dtype != expected.dtype:
@@ -55,7 +62,10 @@ def tensor_difference(answer: Tensor, expected: Tensor, tolerance: float) -> str
     wrong = (~close).nonzero()
     where = tuple(wrong[0].tolist())
     place = f"is wrong at {list(where)}: {show(answer[where])}" if where else f"is {show(answer)}"
-    return f"{place}, but {show(expected[where])} is expected ({len(wrong)} of {answer.numel()} numbers are wrong)"
+    return (
+        f"{place}, but {show(expected[where])} is expected "
+        f"({len(wrong)} of {answer.numel()} numbers are wrong)"
+    )
 
 # %% ../../nbs/checks/00_check.ipynb #f2153126
 def difference(
@@ -63,107 +73,122 @@ def difference(
     expected: Any,  # tensor, number, string, None, or tuples, lists and dictionaries of these
     tolerance: float = 1e-5,  # relative and absolute, for numbers and tensors
 ) -> str | None:  # e.g. "has the shape (4, 3), but (3, 4) is expected"; None if they agree
-    "The first thing in which an answer differs from what is expected."
+    "Describe the first difference between an answer and the expected value."
     if isinstance(answer, Tensor) and isinstance(expected, Tensor):
         return tensor_difference(answer, expected, tolerance)
-    if type(expected) is float and type(answer) in (int, float):  # but no float where a whole number is expected
+    # an integer may replace a float, but a float must not replace an integer
+    if type(expected) is float and type(answer) in (int, float):
         close = abs(answer - expected) <= tolerance * (1 + abs(expected))
         return None if close else f"is {show(answer)}, but {show(expected)} is expected"
     if type(answer) is not type(expected):
         return f"is {kind(answer)}: {show(answer)}, but {kind(expected)} is expected"
     if isinstance(expected, dict):
         if answer.keys() != expected.keys():
-            return f"has the keys {sorted(map(str, answer))}, but {sorted(map(str, expected))} are expected"
+            return (
+                f"has the keys {sorted(map(str, answer))}, "
+                f"but {sorted(map(str, expected))} are expected"
+            )
         parts = {f"entry {key!r}": (answer[key], expected[key]) for key in expected}
     elif isinstance(expected, (tuple, list)):
         if len(answer) != len(expected):
             return f"has {len(answer)} parts, but {len(expected)} are expected"
         parts = {f"part {i}": pair for i, pair in enumerate(zip(answer, expected))}
+    elif answer == expected:
+        return None
     else:
-        return None if answer == expected else f"is {show(answer)}, but {show(expected)} is expected"
+        return f"is {show(answer)}, but {show(expected)} is expected"
     texts = ((name, difference(*pair, tolerance)) for name, pair in parts.items())
     return next((f"{name} {text}" for name, text in texts if text), None)
 
 # %% ../../nbs/checks/00_check.ipynb #b80877f4
 @dataclass(frozen=True)
 class Check:
-    "Tells what is wrong with an answer to an exercise. Call it with the answer."
+    "Check an answer to an exercise and explain what is wrong with it. Call it with the answer."
 
-    name: str  # of the function or class to write
-    reference: Callable  # a right answer
-    cases: Sequence[tuple]  # arguments to try, the simplest first
-    mistakes: Sequence[tuple[str, Callable]] = ()  # (what to tell the learner, the wrong answer)
-    use: Callable | None = None  # use(answer, *arguments) gives what is compared; None calls the answer
-    tolerance: float = 1e-5
+    name: str  # name of the function or class to write
+    reference: Callable  # a correct answer
+    cases: Sequence[tuple]  # arguments to try, simplest first
+    mistakes: Sequence[tuple[str, Callable]] = ()  # (message to the learner, wrong answer)
+    use: Callable | None = None  # use(answer, *arguments) gives the result; None: call the answer
+    tolerance: float = 1e-5  # relative and absolute
 
     def diagnose(
-        self, answer: Callable,  # the learner's function or class
-    ) -> str | None:  # None if it is right
-        "What is wrong with an answer, in a sentence."
-        problem = next(filter(None, (first_problem(self, answer, case) for case in self.cases)), None)
-        if problem and problem != NOT_YET:
-            return next((text for text, mistake in self.mistakes if same_behaviour(self, answer, mistake)), problem)
-        return problem
+        self,
+        answer: Callable,  # the learner's function or class
+    ) -> str | None:  # None if the answer is correct
+        "Describe in one sentence what is wrong with an answer."
+        problems = (first_problem(self, answer, case) for case in self.cases)
+        problem = next(filter(None, problems), None)
+        if not problem or problem == NOT_YET:
+            return problem
+        known = (text for text, mistake in self.mistakes if same_behaviour(self, answer, mistake))
+        return next(known, problem)
 
-    def __call__(self, answer: Callable) -> bool:  # is it right?
-        "Print what is wrong with an answer, or that nothing is."
+    def __call__(self, answer: Callable) -> bool:  # True if the answer is correct
+        "Print what is wrong with an answer, or that it is right."
         problem = self.diagnose(answer)
-        print(f"✗ {self.name}: {problem}" if problem else f"✓ {self.name} is right ({len(self.cases)} cases tried)")
+        right = f"✓ {self.name} is right ({len(self.cases)} cases tried)"
+        print(f"✗ {self.name}: {problem}" if problem else right)
         return problem is None
 
 # %% ../../nbs/checks/00_check.ipynb #33811fdf
 NOT_YET = "not written yet; replace `raise NotImplementedError` by your code"
 
 
-def result_of(
-    check: Check, answer: Callable, case: tuple,
-) -> Any:
-    "What an answer gives for one case. Raises `ValueError` if it changes its input."
+def result_of(check: Check, answer: Callable, case: tuple) -> Any:
+    "Return an answer's result for one case. Raises `ValueError` if the answer changes its input."
     arguments = copy.deepcopy(case)
     set_seed(0, "check")
     if check.use:
         return check.use(answer, *arguments)
     value = answer(*arguments)
     if changed := difference(arguments, case, 0.0):
-        raise ValueError(f"it changes its own input (argument {changed.split()[1]}): work on a copy")
+        raise ValueError(
+            f"it changes its own input (argument {changed.split()[1]}): work on a copy"
+        )
     return value
 
 
-def same_behaviour(
-    check: Check, answer: Callable, mistake: Callable,
-) -> bool:
-    "Does an answer do what a known mistake does, on every case?"
+def same_behaviour(check: Check, answer: Callable, mistake: Callable) -> bool:
+    "Return whether an answer and a known mistake give the same result or error in every case."
+
     def behaviour(function, case):
         try:
             return result_of(check, function, case)
         except Exception as error:
             return ("raises", type(error).__name__)
 
-    return all(difference(behaviour(answer, case), behaviour(mistake, case), check.tolerance) is None for case in check.cases)
+    return all(
+        difference(behaviour(answer, case), behaviour(mistake, case), check.tolerance) is None
+        for case in check.cases
+    )
 
 # %% ../../nbs/checks/00_check.ipynb #4c5d6a39
 def line_of(error: Exception, answer: Callable) -> str:
-    "Where in the learner's own code an error arose."
+    "Quote the line of the learner's code that raised an error, or return an empty string."
     try:
         file, (source, first) = inspect.getsourcefile(answer), inspect.getsourcelines(answer)
     except (TypeError, OSError):
         return ""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file and 0 <= f.lineno - first < len(source)]
+    lines = [
+        f.lineno
+        for f in traceback.extract_tb(error.__traceback__)
+        if f.filename == file and 0 <= f.lineno - first < len(source)
+    ]
     return f" (in your line `{source[lines[-1] - first].strip()}`)" if lines else ""
 
 
-def first_problem(
-    check: Check, answer: Callable, case: tuple,
-) -> str | None:
-    "What is wrong with an answer on one case."
+def first_problem(check: Check, answer: Callable, case: tuple) -> str | None:
+    "Describe what is wrong with an answer in one case, or return None if it is correct."
     inputs = ", ".join(map(show, case)) or "no arguments"
     try:
         value = result_of(check, answer, case)
     except Exception as error:
-        if isinstance(error, NotImplementedError) and not error.args:  # PyTorch raises it too, but with a message
+        # PyTorch also raises NotImplementedError, but with a message
+        if isinstance(error, NotImplementedError) and not error.args:
             return NOT_YET
-        reason = next(iter(str(error).splitlines()), "")
-        return f"for {inputs} it stops with {type(error).__name__}: {reason}{line_of(error, answer)}"
+        reason = next(iter(str(error).splitlines()), "") + line_of(error, answer)
+        return f"for {inputs} it stops with {type(error).__name__}: {reason}"
     expected = result_of(check, check.reference, case)
     if value is None and expected is not None:
         return "it returns None; does it end with `return`?"

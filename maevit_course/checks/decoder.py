@@ -20,33 +20,75 @@ mend = Check(
     reference=lambda prediction, target, masked: torch.where(masked[..., None], prediction, target),
     cases=[(torch.ones(1, 4, 2), torch.zeros(1, 4, 2), holes[:1]), (prediction, target, holes)],
     mistakes=[
-        ("the wrong way round: predictions belong into the holes, true pixels at the visible places",
-         lambda p, t, m: torch.where(m[..., None], t, p)),
-        ("the true pixels still lie under the predictions: a hole must hold the prediction alone", lambda p, t, m: t + p * m[..., None]),
-        ("the holes are filled, but the visible places are empty; they hold the true pixels", lambda p, t, m: p * m[..., None]),
-        ("every image gets the mask of the first one", lambda p, t, m: torch.where(m[:1, :, None], p, t)),
+        (
+            "the wrong way round: "
+            "predictions belong into the holes, true pixels at the visible places",
+            lambda p, t, m: torch.where(m[..., None], t, p),
+        ),
+        (
+            "the true pixels still lie under the predictions: "
+            "a hole must hold the prediction alone",
+            lambda p, t, m: t + p * m[..., None],
+        ),
+        (
+            "the holes are filled, but the visible places are empty; they hold the true pixels",
+            lambda p, t, m: p * m[..., None],
+        ),
+        (
+            "every image gets the mask of the first one",
+            lambda p, t, m: torch.where(m[:1, :, None], p, t),
+        ),
     ],
 )
 
 # %% ../../nbs/checks/07_decoder.ipynb #09a9d079
 def scattered(z: Tensor, keep: Tensor, mask_embedding: Tensor, n_patches: int) -> Tensor:
-    "The board without the dummy patch, (B, N, D)."
+    "Assemble the input of the decoder without the dummy patch, (B, N, D)."
     return decoder.assemble(z, keep, mask_embedding, n_patches)[:, :-1]
 
 
 assemble = Check(
     "assemble",
     reference=lambda z, keep, m, n: decoder.assemble(z, keep, m, n),
-    cases=[(torch.tensor([[[40.0], [10.0], [30.0], [99.0]]]), torch.tensor([[4, 1, 3]]), torch.tensor([-1.0]), 6),
-           (torch.rand(2, 4, 3, generator=generator), torch.tensor([[7, 2, 0], [1, 8, 4]]), torch.rand(3, generator=generator), 9)],
+    cases=[
+        (
+            torch.tensor([[[40.0], [10.0], [30.0], [99.0]]]),
+            torch.tensor([[4, 1, 3]]),
+            torch.tensor([-1.0]),
+            6,
+        ),
+        (
+            torch.rand(2, 4, 3, generator=generator),
+            torch.tensor([[7, 2, 0], [1, 8, 4]]),
+            torch.rand(3, generator=generator),
+            9,
+        ),
+    ],
     mistakes=[
-        ("the rows of `z` come in the order of `keep`, not sorted by place", lambda z, keep, m, n: decoder.assemble(z, keep.sort(1).values, m, n)),
-        ("the dummy patch stands first; its place is the last, N", lambda z, keep, m, n: torch.cat([z[:, -1:], scattered(z, keep, m, n)], dim=1)),
+        (
+            "the rows of `z` come in the order of `keep`, not sorted by place",
+            lambda z, keep, m, n: decoder.assemble(z, keep.sort(1).values, m, n),
+        ),
+        (
+            "the dummy patch stands first; its place is the last, N",
+            lambda z, keep, m, n: torch.cat([z[:, -1:], scattered(z, keep, m, n)], dim=1),
+        ),
         ("the dummy patch is missing: the board has N + 1 places", scattered),
-        ("the last place holds the mask embedding; it belongs to the dummy patch, the last row of `z`",
-         lambda z, keep, m, n: torch.cat([scattered(z, keep, m, n), m.expand(len(z), 1, -1)], dim=1)),
-        ("the holes hold zeros; they should hold the mask embedding", lambda z, keep, m, n: decoder.assemble(z, keep, 0 * m, n)),
-        ("every image gets the places of the first one", lambda z, keep, m, n: decoder.assemble(z, keep[:1].expand_as(keep), m, n)),
+        (
+            "the last place holds the mask embedding; "
+            "it belongs to the dummy patch, the last row of `z`",
+            lambda z, keep, m, n: torch.cat(
+                [scattered(z, keep, m, n), m.expand(len(z), 1, -1)], dim=1
+            ),
+        ),
+        (
+            "the holes hold zeros; they should hold the mask embedding",
+            lambda z, keep, m, n: decoder.assemble(z, keep, 0 * m, n),
+        ),
+        (
+            "every image gets the places of the first one",
+            lambda z, keep, m, n: decoder.assemble(z, keep[:1].expand_as(keep), m, n),
+        ),
     ],
 )
 
@@ -57,10 +99,20 @@ way_back = Check(
     reference=lambda order: order.argsort(1),
     cases=[(torch.tensor([[3, 0, 4, 1, 2]]),), (orders,)],
     mistakes=[
-        ("returns the way there (an inverse of the inverse is that too); wanted is the way back", lambda order: order.clone()),
-        ("reading the order backwards does not undo it: ask where each patch is *now*", lambda order: order.flip(1)),
+        (
+            "returns the way there (an inverse of the inverse is that too); wanted is the way back",
+            lambda order: order.clone(),
+        ),
+        (
+            "reading the order backwards does not undo it: ask where each patch is *now*",
+            lambda order: order.flip(1),
+        ),
         ("sorts along the batch; each row is an order of its own", lambda order: order.argsort(0)),
-        ("gives the sorted numbers, which are always 0, 1, 2, …; wanted is where they were found", lambda order: order.sort(1).values),
+        (
+            "gives the sorted numbers, which are always 0, 1, 2, …; "
+            "wanted is where they were found",
+            lambda order: order.sort(1).values,
+        ),
     ],
 )
 
@@ -69,27 +121,48 @@ arrived = torch.rand(2, 5, 3, generator=generator)
 mask_gradient = Check(
     "mask_gradient",
     reference=lambda arrived, masked: arrived[:, :-1][masked].sum(0),
-    cases=[(torch.tensor([[[1.0], [10.0], [100.0], [1000.0], [10000.0]]]), holes[:1]), (arrived, holes)],
+    cases=[
+        (torch.tensor([[[1.0], [10.0], [100.0], [1000.0], [10000.0]]]), holes[:1]),
+        (arrived, holes),
+    ],
     mistakes=[
-        ("takes the mean; a vector that is used many times receives the *sum* of all its gradients",
-         lambda arrived, masked: arrived[:, :-1][masked].mean(0)),
-        ("takes the visible places; there the mask embedding was never used", lambda arrived, masked: arrived[:, :-1][~masked].sum(0)),
-        ("takes all places; only the holes hold the mask embedding", lambda arrived, masked: arrived.sum((0, 1))),
-        ("counts the dummy patch among the holes", lambda arrived, masked: arrived[:, :-1][masked].sum(0) + arrived[:, -1].sum(0)),
-        ("gives one sum for each image; there is only one mask embedding for all of them",
-         lambda arrived, masked: (arrived[:, :-1] * masked[..., None]).sum(1)),
+        (
+            "takes the mean; a vector that is used many times "
+            "receives the *sum* of all its gradients",
+            lambda arrived, masked: arrived[:, :-1][masked].mean(0),
+        ),
+        (
+            "takes the visible places; there the mask embedding was never used",
+            lambda arrived, masked: arrived[:, :-1][~masked].sum(0),
+        ),
+        (
+            "takes all places; only the holes hold the mask embedding",
+            lambda arrived, masked: arrived.sum((0, 1)),
+        ),
+        (
+            "counts the dummy patch among the holes",
+            lambda arrived, masked: arrived[:, :-1][masked].sum(0) + arrived[:, -1].sum(0),
+        ),
+        (
+            "gives one sum for each image; there is only one mask embedding for all of them",
+            lambda arrived, masked: (arrived[:, :-1] * masked[..., None]).sum(1),
+        ),
     ],
 )
 
 # %% ../../nbs/checks/07_decoder.ipynb #da2a1b72
 rounds = torch.rand(3, 2, 4, 2, generator=generator)
-hidden = torch.tensor([[[True, False, True, False], [True, True, False, True]],
-                       [[True, True, False, False], [False, True, True, True]],
-                       [[False, True, True, False], [True, True, True, False]]])
+hidden = torch.tensor(
+    [
+        [[True, False, True, False], [True, True, False, True]],
+        [[True, True, False, False], [False, True, True, True]],
+        [[False, True, True, False], [True, True, True, False]],
+    ]
+)
 
 
 def mean_where(predictions: Tensor, chosen: Tensor) -> Tensor:
-    "The mean over the rounds in which a patch is chosen, zero if there is none."
+    "Average each patch over the rounds that chose it; zero if none did."
     weight = chosen[..., None].to(predictions.dtype)
     return (predictions * weight).sum(0) / weight.sum(0).clamp(min=1)
 
@@ -97,13 +170,30 @@ def mean_where(predictions: Tensor, chosen: Tensor) -> Tensor:
 imagine = Check(
     "imagine",
     reference=mean_where,
-    cases=[(torch.tensor([1.0, 3.0, 8.0]).reshape(3, 1, 1, 1), torch.tensor([True, True, False]).reshape(3, 1, 1)), (rounds, hidden)],
+    cases=[
+        (
+            torch.tensor([1.0, 3.0, 8.0]).reshape(3, 1, 1, 1),
+            torch.tensor([True, True, False]).reshape(3, 1, 1),
+        ),
+        (rounds, hidden),
+    ],
     mistakes=[
-        ("averages over all rounds; a patch that was visible has been copied, not imagined", lambda p, m: p.mean(0)),
-        ("divides by the number of rounds; divide by how often the patch was hidden", lambda p, m: (p * m[..., None]).mean(0)),
-        ("averages over the rounds in which the patch was *visible*", lambda p, m: mean_where(p, ~m)),
+        (
+            "averages over all rounds; a patch that was visible has been copied, not imagined",
+            lambda p, m: p.mean(0),
+        ),
+        (
+            "divides by the number of rounds; divide by how often the patch was hidden",
+            lambda p, m: (p * m[..., None]).mean(0),
+        ),
+        (
+            "averages over the rounds in which the patch was *visible*",
+            lambda p, m: mean_where(p, ~m),
+        ),
         ("adds up the rounds without dividing", lambda p, m: (p * m[..., None]).sum(0)),
-        ("divides zero by zero where a patch was never hidden: those should be zero",
-         lambda p, m: (p * m[..., None]).sum(0) / m.sum(0)[..., None]),
+        (
+            "divides zero by zero where a patch was never hidden: those should be zero",
+            lambda p, m: (p * m[..., None]).sum(0) / m.sum(0)[..., None],
+        ),
     ],
 )

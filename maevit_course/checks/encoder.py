@@ -5,6 +5,8 @@ __all__ = ['generator', 'take', 'encoder_input', 'n_parameters', 'reading_order'
            'leaks', 'input_with', 'count', 'rows_in', 'with_dummy', 'hidden', 'judge', 'tester', 'first_only']
 
 # %% ../../nbs/checks/06_encoder.ipynb #663f81dd
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,51 +18,104 @@ generator = torch.Generator().manual_seed(0)
 take = Check(
     "take",
     reference=lambda tokens, index: encoder.take(tokens, index),
-    cases=[(torch.arange(20.0).reshape(2, 5, 2), torch.tensor([[3, 0], [1, 4]])),
-           (torch.rand(3, 4, 6, generator=generator), torch.tensor([[2, 0], [3, 1], [1, 0]]))],
+    cases=[
+        (torch.arange(20.0).reshape(2, 5, 2), torch.tensor([[3, 0], [1, 4]])),
+        (torch.rand(3, 4, 6, generator=generator), torch.tensor([[2, 0], [3, 1], [1, 0]])),
+    ],
     mistakes=[
-        ("every image gets the places of every image; each should get its own row of `index` only", lambda x, i: x[:, i]),
+        (
+            "every image gets the places of every image; "
+            "each should get its own row of `index` only",
+            lambda x, i: x[:, i],
+        ),
         ("all images get the places of the first one; each has its own", lambda x, i: x[:, i[0]]),
-        ("gives only the first number of each token: `gather` wants a place for every one of the D numbers", lambda x, i: x.gather(1, i[..., None])),
-        ("picks numbers out of the tokens; the tokens themselves are counted along axis 1",
-         lambda x, i: x.gather(2, i[:, None].expand(-1, x.shape[1], -1))),
-        ("sorts the places; the tokens must come in the order of `index`",
-         lambda x, i: x.gather(1, i.sort(1).values[..., None].expand(-1, -1, x.shape[-1]))),
+        (
+            "gives only the first number of each token: "
+            "`gather` wants a place for every one of the D numbers",
+            lambda x, i: x.gather(1, i[..., None]),
+        ),
+        (
+            "picks numbers out of the tokens; the tokens themselves are counted along axis 1",
+            lambda x, i: x.gather(2, i[:, None].expand(-1, x.shape[1], -1)),
+        ),
+        (
+            "sorts the places; the tokens must come in the order of `index`",
+            lambda x, i: x.gather(1, i.sort(1).values[..., None].expand(-1, -1, x.shape[-1])),
+        ),
     ],
 )
 
 # %% ../../nbs/checks/06_encoder.ipynb #08819da0
-def input_with(places, dummy) -> Tensor:
-    "The encoder's input from what is added to each token and what is appended: for wrong answers."
-    return lambda x, keep, p: torch.cat([x + places(x, keep, p), dummy(x, p).expand(len(x), 1, -1)], dim=1)
+def input_with(places, dummy) -> Callable:
+    "Return an answer that adds `places` to the tokens and appends `dummy`, to imitate mistakes."
+    return lambda x, keep, p: torch.cat(
+        [x + places(x, keep, p), dummy(x, p).expand(len(x), 1, -1)], dim=1
+    )
 
 
 encoder_input = Check(
     "encoder_input",
     reference=lambda x, keep, p: encoder.add_positions(x, keep, p),
-    cases=[(torch.zeros(1, 2, 1), torch.tensor([[2, 0]]), torch.tensor([[10.0], [11.0], [12.0], [13.0]])),
-           (torch.rand(2, 3, 4, generator=generator), torch.tensor([[4, 1, 3], [0, 2, 1]]), torch.rand(6, 4, generator=generator))],
+    cases=[
+        (
+            torch.zeros(1, 2, 1),
+            torch.tensor([[2, 0]]),
+            torch.tensor([[10.0], [11.0], [12.0], [13.0]]),
+        ),
+        (
+            torch.rand(2, 3, 4, generator=generator),
+            torch.tensor([[4, 1, 3], [0, 2, 1]]),
+            torch.rand(6, 4, generator=generator),
+        ),
+    ],
     mistakes=[
-        ("adds the positions of the rows 0, 1, 2, …; each token needs the position of the *place* it comes from",
-         input_with(lambda x, keep, p: p[:x.shape[1]], lambda x, p: p[-1])),
-        ("off by one: place 0 has position 0; it is the dummy patch's position that stands at the end",
-         input_with(lambda x, keep, p: p[keep + 1], lambda x, p: p[0])),
-        ("all images get the positions of the first one's places", input_with(lambda x, keep, p: p[keep[0]], lambda x, p: p[-1])),
-        ("appends zeros; the dummy *patch* is zero, but its token is its position", input_with(lambda x, keep, p: p[keep], lambda x, p: 0 * p[-1])),
-        ("puts the dummy patch first; it is appended last",
-         lambda x, keep, p: torch.cat([p[-1].expand(len(x), 1, -1), x + p[keep]], dim=1)),
+        (
+            "adds the positions of the rows 0, 1, 2, …; "
+            "each token needs the position of the *place* it comes from",
+            input_with(lambda x, keep, p: p[: x.shape[1]], lambda x, p: p[-1]),
+        ),
+        (
+            "off by one: place 0 has position 0; "
+            "it is the dummy patch's position that stands at the end",
+            input_with(lambda x, keep, p: p[keep + 1], lambda x, p: p[0]),
+        ),
+        (
+            "all images get the positions of the first one's places",
+            input_with(lambda x, keep, p: p[keep[0]], lambda x, p: p[-1]),
+        ),
+        (
+            "appends zeros; the dummy *patch* is zero, but its token is its position",
+            input_with(lambda x, keep, p: p[keep], lambda x, p: 0 * p[-1]),
+        ),
+        (
+            "puts the dummy patch first; it is appended last",
+            lambda x, keep, p: torch.cat([p[-1].expand(len(x), 1, -1), x + p[keep]], dim=1),
+        ),
         ("forgets the dummy patch", lambda x, keep, p: x + p[keep]),
     ],
 )
 
 # %% ../../nbs/checks/06_encoder.ipynb #ba43451f
 def count(
-    n_patches: int, patch_pixels: int, width: int, depth: int, mlp_ratio: float,
-    dummy: int = 1, layer_biases: bool = True, layer_norms: int = 2, last_norm: bool = True, projection_biases: bool = False,
+    n_patches: int,
+    patch_pixels: int,  # numbers per patch
+    width: int,  # token width
+    depth: int,  # number of layers
+    mlp_ratio: float,  # hidden width of the MLP / width
+    dummy: int = 1,  # positions of the dummy patch
+    layer_biases: bool = True,  # whether the linear maps inside the layers have biases
+    layer_norms: int = 2,  # LayerNorms per layer
+    last_norm: bool = True,  # whether a LayerNorm precedes the last projection
+    projection_biases: bool = False,  # whether the first and the last projection have biases
 ) -> int:
-    "Parameters of the encoder, with knobs for what is easily forgotten."
+    "Count the encoder's parameters; the optional arguments imitate what is easily forgotten."
     hidden = int(width * mlp_ratio)
-    layer = 4 * width**2 + 2 * width * hidden + layer_norms * 2 * width + layer_biases * (4 * width + hidden + width)
+    layer = (
+        4 * width**2
+        + 2 * width * hidden
+        + layer_norms * 2 * width
+        + layer_biases * (4 * width + hidden + width)
+    )
     ends = patch_pixels * width + width**2 + projection_biases * 2 * width + last_norm * 2 * width
     return ends + (n_patches + dummy) * width + depth * layer
 
@@ -71,36 +126,71 @@ n_parameters = Check(
     cases=[(4, 3, 8, 1, 2.0), (144, 27, 192, 12, 2.0), (64, 48, 96, 4, 4.0)],
     mistakes=[
         ("the dummy patch has a position too", lambda *sizes: count(*sizes, dummy=0)),
-        ("leaves out the biases inside the layers", lambda *sizes: count(*sizes, layer_biases=False)),
-        ("leaves out the two LayerNorms of every layer, each with a scale and a shift", lambda *sizes: count(*sizes, layer_norms=0)),
-        ("leaves out the LayerNorm before the last projection", lambda *sizes: count(*sizes, last_norm=False)),
-        ("the first and the last projection have no bias (Section 3.1)", lambda *sizes: count(*sizes, projection_biases=True)),
+        (
+            "leaves out the biases inside the layers",
+            lambda *sizes: count(*sizes, layer_biases=False),
+        ),
+        (
+            "leaves out the two LayerNorms of every layer, each with a scale and a shift",
+            lambda *sizes: count(*sizes, layer_norms=0),
+        ),
+        (
+            "leaves out the LayerNorm before the last projection",
+            lambda *sizes: count(*sizes, last_norm=False),
+        ),
+        (
+            "the first and the last projection have no bias (Section 3.1)",
+            lambda *sizes: count(*sizes, projection_biases=True),
+        ),
     ],
 )
 
 # %% ../../nbs/checks/06_encoder.ipynb #a642fd86
 def rows_in(order, dummy_first: bool = False):
-    "An answer that puts the rows into `order(keep)` and the dummy patch at an end."
+    "Return an answer that takes the rows in `order(keep)` and puts the dummy patch at one end."
+
     def answer(z, keep):
         parts = [encoder.take(z[:, :-1], order(keep)), z[:, -1:]]
         return torch.cat(parts[::-1] if dummy_first else parts, dim=1)
+
     return answer
 
 
 reading_order = Check(
     "reading_order",
     reference=rows_in(lambda keep: keep.argsort(1)),
-    cases=[(torch.tensor([[[20.0], [50.0], [0.0], [99.0]]]), torch.tensor([[2, 5, 0]])),
-           (torch.rand(2, 5, 3, generator=generator), torch.tensor([[7, 2, 8, 0], [1, 3, 0, 2]]))],
+    cases=[
+        (torch.tensor([[[20.0], [50.0], [0.0], [99.0]]]), torch.tensor([[2, 5, 0]])),
+        (torch.rand(2, 5, 3, generator=generator), torch.tensor([[7, 2, 8, 0], [1, 3, 0, 2]])),
+    ],
     mistakes=[
-        ("this is the way from reading order to the order of `keep`, the inverse of what is wanted",
-         rows_in(lambda keep: keep.argsort(1).argsort(1))),
-        ("sorts all images as the first one must be sorted", rows_in(lambda keep: keep[:1].argsort(1).expand_as(keep))),
-        ("the order is downwards; reading order begins with the smallest place", rows_in(lambda keep: keep.argsort(1, descending=True))),
-        ("the dummy patch comes first; it stays last", rows_in(lambda keep: keep.argsort(1), dummy_first=True)),
+        (
+            "this is the way from reading order to the order of `keep`, "
+            "the inverse of what is wanted",
+            rows_in(lambda keep: keep.argsort(1).argsort(1)),
+        ),
+        (
+            "sorts all images as the first one must be sorted",
+            rows_in(lambda keep: keep[:1].argsort(1).expand_as(keep)),
+        ),
+        (
+            "the order is downwards; reading order begins with the smallest place",
+            rows_in(lambda keep: keep.argsort(1, descending=True)),
+        ),
+        (
+            "the dummy patch comes first; it stays last",
+            rows_in(lambda keep: keep.argsort(1), dummy_first=True),
+        ),
         ("the dummy patch is missing", lambda z, keep: encoder.take(z, keep.argsort(1))),
-        ("takes places for row numbers: `keep` says where a row belongs, not where it stands now", lambda z, keep: encoder.take(z, keep)),
-        ("sorts the numbers inside the embeddings; whole rows must move", lambda z, keep: torch.cat([z[:, :-1].sort(1).values, z[:, -1:]], dim=1)),
+        (
+            "takes places for row numbers: "
+            "`keep` says where a row belongs, not where it stands now",
+            lambda z, keep: encoder.take(z, keep),
+        ),
+        (
+            "sorts the numbers inside the embeddings; whole rows must move",
+            lambda z, keep: torch.cat([z[:, :-1].sort(1).values, z[:, -1:]], dim=1),
+        ),
     ],
 )
 
@@ -111,29 +201,38 @@ patches = torch.randint(16, (2, 5, 3), generator=generator) / 8  # sums of eight
 
 
 def with_dummy(visible: Tensor, whisper: Tensor | float = 0.0) -> Tensor:
-    "Tokens and, as the dummy patch's, their mean, which a leak may reach."
+    "Append a token for the dummy patch: the mean of the visible tokens plus the leak `whisper`."
     return torch.cat([visible, visible.mean(1, keepdim=True) + whisper], dim=1)
 
 
 def hidden(x: Tensor) -> Tensor:
-    "The masked patches, (2, 3, 3)."
+    "Return the masked patches, (2, 3, 3)."
     return x[masked].reshape(2, 3, 3)
 
 # %% ../../nbs/checks/06_encoder.ipynb #2d133a39
 ENCODERS = {
     "an honest encoder": lambda x, keep: with_dummy(encoder.take(x, keep)),
-    "one that subtracts the mean of all patches": lambda x, keep: with_dummy(encoder.take(x - x.mean(1, keepdim=True), keep)),
-    "one that adds the last masked patch": lambda x, keep: with_dummy(encoder.take(x, keep) + hidden(x)[:, 2:]),
-    "one that adds the difference of two masked patches":
-        lambda x, keep: with_dummy(encoder.take(x, keep) + hidden(x)[:, 1:2] - hidden(x)[:, 2:]),
-    "one that whispers": lambda x, keep: with_dummy(encoder.take(x, keep) + 1e-5 * hidden(x).mean(1, keepdim=True)),
-    "one that tells only its dummy patch": lambda x, keep: with_dummy(encoder.take(x, keep), hidden(x).mean(1, keepdim=True)),
+    "one that subtracts the mean of all patches": lambda x, keep: with_dummy(
+        encoder.take(x - x.mean(1, keepdim=True), keep)
+    ),
+    "one that adds the last masked patch": lambda x, keep: with_dummy(
+        encoder.take(x, keep) + hidden(x)[:, 2:]
+    ),
+    "one that adds the difference of two masked patches": lambda x, keep: with_dummy(
+        encoder.take(x, keep) + hidden(x)[:, 1:2] - hidden(x)[:, 2:]
+    ),
+    "one that whispers": lambda x, keep: with_dummy(
+        encoder.take(x, keep) + 1e-5 * hidden(x).mean(1, keepdim=True)
+    ),
+    "one that tells only its dummy patch": lambda x, keep: with_dummy(
+        encoder.take(x, keep), hidden(x).mean(1, keepdim=True)
+    ),
     "one that sees nothing but masked patches": lambda x, keep: with_dummy(hidden(x)[:, 1:]),
 }
 
 # %% ../../nbs/checks/06_encoder.ipynb #666122a1
 def judge(answer, name: str) -> bool:
-    "What an answer says of an encoder. Raises `ValueError` if it changes the patches."
+    "Return an answer's verdict on an encoder. Raises `ValueError` if it changes the patches."
     own = patches.clone()
     verdict = answer(ENCODERS[name], own, keep, masked)
     if not torch.equal(own, patches):
@@ -141,16 +240,23 @@ def judge(answer, name: str) -> bool:
     return verdict
 
 
-def tester(where=lambda masked: masked, change=lambda x: torch.rand_like(x), rows=slice(None), same=torch.equal):
-    "An answer that changes the patches `where`, and compares some rows of the output."
+def tester(
+    where=lambda masked: masked,  # patches to change, from the mask
+    change=lambda x: torch.rand_like(x),  # new values of these patches
+    rows=slice(None),  # rows of the output to compare
+    same=torch.equal,  # comparison of two outputs
+):
+    "Return an answer that changes the patches `where` and compares some rows of the output."
+
     def leaks(encode, patches, keep, masked):
         changed = torch.where(where(masked)[..., None], change(patches), patches)
         return not same(encode(patches, keep)[:, rows], encode(changed, keep)[:, rows])
+
     return leaks
 
 # %% ../../nbs/checks/06_encoder.ipynb #7cec6c9d
 def first_only(masked: Tensor) -> Tensor:
-    "True at the first masked patch of each image."
+    "Return a mask that is True only at the first masked patch of each image."
     return masked & (masked.cumsum(1) == 1)
 
 
@@ -160,14 +266,30 @@ leaks = Check(
     use=judge,
     cases=[(name,) for name in ENCODERS],
     mistakes=[
-        ("the answer is the wrong way round: True means that something leaks", lambda *given: not tester()(*given)),
-        ("changes all patches; an honest encoder must answer to the visible ones, so change only the masked", tester(where=torch.ones_like)),
+        (
+            "the answer is the wrong way round: True means that something leaks",
+            lambda *given: not tester()(*given),
+        ),
+        (
+            "changes all patches; "
+            "an honest encoder must answer to the visible ones, so change only the masked",
+            tester(where=torch.ones_like),
+        ),
         ("changes the visible patches; change the masked ones", tester(where=torch.logical_not)),
-        ("changes only the first masked patch of each image; the leak may be in another", tester(where=first_only)),
-        ("changes all masked patches by the same amount, and misses an encoder that looks at their differences: let each number change in its own way",
-         tester(change=lambda x: x + 1)),
-        ("compares with a tolerance, and misses a faint leak: not one bit may change, so compare exactly",
-         tester(same=lambda a, b: torch.allclose(a, b, rtol=1e-5, atol=1e-3))),
+        (
+            "changes only the first masked patch of each image; the leak may be in another",
+            tester(where=first_only),
+        ),
+        (
+            "changes all masked patches by the same amount, and misses an encoder "
+            "that looks at their differences: let each number change in its own way",
+            tester(change=lambda x: x + 1),
+        ),
+        (
+            "compares with a tolerance, and misses a faint leak: "
+            "not one bit may change, so compare exactly",
+            tester(same=lambda a, b: torch.allclose(a, b, rtol=1e-5, atol=1e-3)),
+        ),
         ("does not look at the dummy patch, the last row of the output", tester(rows=slice(0, -1))),
     ],
 )

@@ -16,14 +16,14 @@ from ..schedules import WarmupCosine, layer_of, scaled_lr
 
 # %% ../../nbs/checks/12_finetune.ipynb #9ae8c54e
 def smoothed(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:  # (B,)
-    "Smoothed cross-entropy of each image."
+    "Return the smoothed cross-entropy of each image."
     K = logits.shape[1]
     wanted = F.one_hot(labels, K) * (1 - smoothing) + smoothing / K
     return -(wanted * logits.log_softmax(1)).sum(1)
 
 
 def only_others(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    "The smoothing goes to the wrong classes only."
+    "Return the mean cross-entropy, with the smoothing spread over the wrong classes only."
     right = F.one_hot(labels, logits.shape[1])
     wanted = right * (1 - smoothing) + (1 - right) * smoothing / (logits.shape[1] - 1)
     return -(wanted * logits.log_softmax(1)).sum(1).mean()
@@ -33,22 +33,52 @@ four = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
 places = torch.tensor([1, 4, 0, 2])
 smoothed_cross_entropy = Check(
     "smoothed_cross_entropy",
-    reference=lambda logits, labels, smoothing: F.cross_entropy(logits, labels, label_smoothing=smoothing),
-    cases=[(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0]), 0.3), (four, places, 0.0), (four, places, 0.1), (200 * four, places, 0.1)],
+    reference=lambda logits, labels, smoothing: F.cross_entropy(
+        logits, labels, label_smoothing=smoothing
+    ),
+    cases=[
+        (torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0]), 0.3),
+        (four, places, 0.0),
+        (four, places, 0.1),
+        (200 * four, places, 0.1),
+    ],
     mistakes=[
-        ("spreads the smoothing over the wrong classes only; here all K share it, the right one too", only_others),
-        ("adds up the images; average them, so that the loss does not depend on the batch", lambda x, y, s: smoothed(x, y, s).sum()),
-        ("the sign is wrong: logarithms of probabilities are negative, a loss is not", lambda x, y, s: -smoothed(x, y, s).mean()),
-        ("`softmax` and then `log` meets log 0 where the logits are far apart; `log_softmax` does both safely",
-         lambda x, y, s: -((F.one_hot(y, x.shape[1]) * (1 - s) + s / x.shape[1]) * x.softmax(1).log()).sum(1).mean()),
-        ("ignores `smoothing`: that is the plain cross-entropy", lambda x, y, s: F.cross_entropy(x, y)),
-        ("averages over the classes as well: add up the classes, average the images", lambda x, y, s: smoothed(x, y, s).mean() / x.shape[1]),
+        (
+            "spreads the smoothing over the wrong classes only; "
+            "here all K share it, the right one too",
+            only_others,
+        ),
+        (
+            "adds up the images; average them, so that the loss does not depend on the batch",
+            lambda x, y, s: smoothed(x, y, s).sum(),
+        ),
+        (
+            "the sign is wrong: logarithms of probabilities are negative, a loss is not",
+            lambda x, y, s: -smoothed(x, y, s).mean(),
+        ),
+        (
+            "`softmax` and then `log` meets log 0 where the logits are far apart; "
+            "`log_softmax` does both safely",
+            lambda x, y, s: (
+                -((F.one_hot(y, x.shape[1]) * (1 - s) + s / x.shape[1]) * x.softmax(1).log())
+                .sum(1)
+                .mean()
+            ),
+        ),
+        (
+            "ignores `smoothing`: that is the plain cross-entropy",
+            lambda x, y, s: F.cross_entropy(x, y),
+        ),
+        (
+            "averages over the classes as well: add up the classes, average the images",
+            lambda x, y, s: smoothed(x, y, s).mean() / x.shape[1],
+        ),
     ],
 )
 
 # %% ../../nbs/checks/12_finetune.ipynb #a6f135cf
 def hits(logits: Tensor, labels: Tensor, k: int, largest: bool = True) -> Tensor:  # (N, k) bool
-    "Is the first, second, … guess the right one?"
+    "Return whether the first, second, … guess is right."
     return logits.topk(k, dim=1, largest=largest).indices == labels[:, None]
 
 
@@ -57,41 +87,87 @@ truth = torch.arange(8).flip(0)
 top_k_accuracy = Check(
     "top_k_accuracy",
     reference=lambda logits, labels, k: hits(logits, labels, k).any(1).float().mean().item(),
-    cases=[(torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), torch.tensor([1, 2]), 2), (scores, truth, 1), (scores, truth, 3), (scores, truth, 8)],
+    cases=[
+        (torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), torch.tensor([1, 2]), 2),
+        (scores, truth, 1),
+        (scores, truth, 3),
+        (scores, truth, 8),
+    ],
     mistakes=[
-        ("looks only at the k-th guess; any of the first k may be right", lambda x, y, k: hits(x, y, k)[:, -1].float().mean().item()),
-        ("is the accuracy of the best guess alone; `k` is not used", lambda x, y, k: hits(x, y, 1).float().mean().item()),
-        ("counts the images; divide by how many there are", lambda x, y, k: float(hits(x, y, k).any(1).sum())),
-        ("averages over the k guesses as well; at most one of them can be right, so ask for `any` first",
-         lambda x, y, k: hits(x, y, k).float().mean().item()),
-        ("takes the k lowest logits; the highest are the best guesses", lambda x, y, k: hits(x, y, k, largest=False).any(1).float().mean().item()),
+        (
+            "looks only at the k-th guess; any of the first k may be right",
+            lambda x, y, k: hits(x, y, k)[:, -1].float().mean().item(),
+        ),
+        (
+            "is the accuracy of the best guess alone; `k` is not used",
+            lambda x, y, k: hits(x, y, 1).float().mean().item(),
+        ),
+        (
+            "counts the images; divide by how many there are",
+            lambda x, y, k: float(hits(x, y, k).any(1).sum()),
+        ),
+        (
+            "averages over the k guesses as well; "
+            "at most one of them can be right, so ask for `any` first",
+            lambda x, y, k: hits(x, y, k).float().mean().item(),
+        ),
+        (
+            "takes the k lowest logits; the highest are the best guesses",
+            lambda x, y, k: hits(x, y, k, largest=False).any(1).float().mean().item(),
+        ),
     ],
 )
 
 # %% ../../nbs/checks/12_finetune.ipynb #c628f4b3
-names = ("encoder.embed.weight", "encoder.positions", "encoder.layers.0.norm1.bias", "encoder.norm.weight",
-         "decoder.mask_embedding", "decoder.positions", "decoder.norm.weight", "decoder.head.weight")
+names = (
+    "encoder.embed.weight",
+    "encoder.positions",
+    "encoder.layers.0.norm1.bias",
+    "encoder.norm.weight",
+    "decoder.mask_embedding",
+    "decoder.positions",
+    "decoder.norm.weight",
+    "decoder.head.weight",
+)
 tensors = {name: torch.full((2,), float(n)) for n, name in enumerate(names)}
 carried_over = Check(
     "carried_over",
     reference=encoder_weights,
-    cases=[(tensors,), ({"encoder.norm.weight": torch.ones(1), "decoder.norm.weight": torch.zeros(1)},)],
+    cases=[
+        (tensors,),
+        ({"encoder.norm.weight": torch.ones(1), "decoder.norm.weight": torch.zeros(1)},),
+    ],
     mistakes=[
-        ("the names still begin with `encoder.`; an `Encoder` knows its `embed.weight`, not `encoder.embed.weight`",
-         lambda t: {n: v for n, v in t.items() if n.startswith("encoder.")}),
-        ("the decoder is still in it", lambda t: {n.removeprefix("encoder."): v for n, v in t.items()}),
-        ("`lstrip` takes away letters, not a beginning: `removeprefix` is the one", lambda t: {
-            n.lstrip("encoder."): v for n, v in t.items() if n.startswith("encoder.")}),
-        ("takes the first word off *every* name, so the decoder's `norm.weight` replaces the encoder's", lambda t: {
-            n.split(".", 1)[1]: v for n, v in t.items()}),
-        ("that is the decoder; fine-tuning keeps the encoder", lambda t: {
-            n.removeprefix("decoder."): v for n, v in t.items() if n.startswith("decoder.")}),
+        (
+            "the names still begin with `encoder.`; "
+            "an `Encoder` knows its `embed.weight`, not `encoder.embed.weight`",
+            lambda t: {n: v for n, v in t.items() if n.startswith("encoder.")},
+        ),
+        (
+            "the decoder is still in it",
+            lambda t: {n.removeprefix("encoder."): v for n, v in t.items()},
+        ),
+        (
+            "`lstrip` takes away letters, not a beginning: `removeprefix` is the one",
+            lambda t: {n.lstrip("encoder."): v for n, v in t.items() if n.startswith("encoder.")},  # noqa: B005
+        ),
+        (
+            "takes the first word off *every* name, "
+            "so the decoder's `norm.weight` replaces the encoder's",
+            lambda t: {n.split(".", 1)[1]: v for n, v in t.items()},
+        ),
+        (
+            "that is the decoder; fine-tuning keeps the encoder",
+            lambda t: {
+                n.removeprefix("decoder."): v for n, v in t.items() if n.startswith("decoder.")
+            },
+        ),
     ],
 )
 
 # %% ../../nbs/checks/12_finetune.ipynb #3e267ecc
 def curve(recipe: FinetuneRecipe, steps: int, peak: float | None = None) -> WarmupCosine:
-    "The schedule of a recipe, in steps."
+    "Return the learning-rate schedule of a recipe, in steps."
     peak = scaled_lr(recipe.base_lr, recipe.batch_size) if peak is None else peak
     return WarmupCosine(peak, round(recipe.warmup_epochs * steps), recipe.epochs * steps)
 
@@ -99,28 +175,54 @@ def curve(recipe: FinetuneRecipe, steps: int, peak: float | None = None) -> Warm
 paper, small = FinetuneRecipe(), FINETUNE_RECIPES["small"]
 learning_rate_of = Check(
     "learning_rate_of",
-    reference=lambda name, step, r, n, depth=12: curve(r, n)(step) * r.layer_decay ** (depth + 1 - layer_of(name, depth)),
-    cases=[("head.weight", 1300, paper, 65), ("encoder.layers.11.up.weight", 100, paper, 65), ("encoder.embed.weight", 10_000, paper, 65),
-           ("encoder.layers.0.norm1.bias", 40, small, 15, 4)],
+    reference=lambda name, step, r, n, depth=12: (
+        curve(r, n)(step) * r.layer_decay ** (depth + 1 - layer_of(name, depth))
+    ),
+    cases=[
+        ("head.weight", 1300, paper, 65),
+        ("encoder.layers.11.up.weight", 100, paper, 65),
+        ("encoder.embed.weight", 10_000, paper, 65),
+        ("encoder.layers.0.norm1.bias", 40, small, 15, 4),
+    ],
     mistakes=[
-        ("leaves out Equation 2: the base learning rate is for a batch of 256",
-         lambda name, step, r, n, depth=12: curve(r, n, r.base_lr)(step) * r.layer_decay ** (depth + 1 - layer_of(name, depth))),
-        ("is one height too high: the head alone has the full rate, and sits at depth + 1",
-         lambda name, step, r, n, depth=12: curve(r, n)(step) * r.layer_decay ** (depth - layer_of(name, depth))),
-        ("is upside down: the *lower* layers are to learn slowly",
-         lambda name, step, r, n, depth=12: curve(r, n)(step) * r.layer_decay ** layer_of(name, depth)),
-        ("leaves out the schedule: that is the rate at the peak",
-         lambda name, step, r, n, depth=12: curve(r, n).peak * r.layer_decay ** (depth + 1 - layer_of(name, depth))),
+        (
+            "leaves out Equation 2: the base learning rate is for a batch of 256",
+            lambda name, step, r, n, depth=12: (
+                curve(r, n, r.base_lr)(step) * r.layer_decay ** (depth + 1 - layer_of(name, depth))
+            ),
+        ),
+        (
+            "is one height too high: the head alone has the full rate, and sits at depth + 1",
+            lambda name, step, r, n, depth=12: (
+                curve(r, n)(step) * r.layer_decay ** (depth - layer_of(name, depth))
+            ),
+        ),
+        (
+            "is upside down: the *lower* layers are to learn slowly",
+            lambda name, step, r, n, depth=12: (
+                curve(r, n)(step) * r.layer_decay ** layer_of(name, depth)
+            ),
+        ),
+        (
+            "leaves out the schedule: that is the rate at the peak",
+            lambda name, step, r, n, depth=12: (
+                curve(r, n).peak * r.layer_decay ** (depth + 1 - layer_of(name, depth))
+            ),
+        ),
         ("leaves out the layer-wise decay", lambda name, step, r, n, depth=12: curve(r, n)(step)),
-        ("the schedule moves once an epoch; here it moves with every step",
-         lambda name, step, r, n, depth=12: curve(r, 1)(step // n) * r.layer_decay ** (depth + 1 - layer_of(name, depth))),
+        (
+            "the schedule moves once an epoch; here it moves with every step",
+            lambda name, step, r, n, depth=12: (
+                curve(r, 1)(step // n) * r.layer_decay ** (depth + 1 - layer_of(name, depth))
+            ),
+        ),
     ],
     tolerance=1e-10,
 )
 
 # %% ../../nbs/checks/12_finetune.ipynb #349d10bd
 def running_count(labels: Tensor) -> Tensor:  # (N,)
-    "How many of its class there are up to and with each image."
+    "Count the images of each image's class, up to and including that image."
     each = F.one_hot(labels).cumsum(0)
     return each.gather(1, labels[:, None]).squeeze(1)
 
@@ -128,14 +230,36 @@ def running_count(labels: Tensor) -> Tensor:  # (N,)
 first_of_each = Check(
     "first_of_each",
     reference=lambda labels, per_class: (running_count(labels) <= per_class).nonzero().squeeze(1),
-    cases=[(torch.tensor([1, 1, 0, 0, 1, 1, 0, 0]), 3), (torch.tensor([2, 2, 2, 0, 1, 0, 1, 2, 0, 1, 1, 0]), 2)],
+    cases=[
+        (torch.tensor([1, 1, 0, 0, 1, 1, 0, 0]), 3),
+        (torch.tensor([2, 2, 2, 0, 1, 0, 1, 2, 0, 1, 1, 0]), 2),
+    ],
     mistakes=[
-        ("takes the first images of all, whatever their class", lambda y, n: torch.arange(n * (int(y.max()) + 1))),
-        ("one too few of each: count from 1, or compare with `<=`", lambda y, n: (running_count(y) < n).nonzero().squeeze(1)),
-        ("the places stand class by class; sort them",
-         lambda y, n: torch.cat([(y == c).nonzero().squeeze(1)[:n] for c in range(int(y.max()) + 1)])),
-        ("takes the last images of each class", lambda y, n: (running_count(y.flip(0)).flip(0) <= n).nonzero().squeeze(1)),
-        ("takes `per_class` images in all; it is that many of *each* class", lambda y, n: torch.arange(n)),
-        ("returns the labels of the chosen images; their places are asked for", lambda y, n: y[running_count(y) <= n]),
+        (
+            "takes the first images of all, whatever their class",
+            lambda y, n: torch.arange(n * (int(y.max()) + 1)),
+        ),
+        (
+            "one too few of each: count from 1, or compare with `<=`",
+            lambda y, n: (running_count(y) < n).nonzero().squeeze(1),
+        ),
+        (
+            "the places stand class by class; sort them",
+            lambda y, n: torch.cat(
+                [(y == c).nonzero().squeeze(1)[:n] for c in range(int(y.max()) + 1)]
+            ),
+        ),
+        (
+            "takes the last images of each class",
+            lambda y, n: (running_count(y.flip(0)).flip(0) <= n).nonzero().squeeze(1),
+        ),
+        (
+            "takes `per_class` images in all; it is that many of *each* class",
+            lambda y, n: torch.arange(n),
+        ),
+        (
+            "returns the labels of the chosen images; their places are asked for",
+            lambda y, n: y[running_count(y) <= n],
+        ),
     ],
 )

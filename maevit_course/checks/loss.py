@@ -12,23 +12,28 @@ from .core import Check
 from ..loss import reconstruction_loss
 
 # %% ../../nbs/checks/08_loss.ipynb #c3ccb4ba
-def example() -> tuple[Tensor, Tensor, Tensor]:  # prediction (2, 6, 4), target (2, 6, 4), masked (2, 6)
-    "A small batch for trying a loss."
+def example() -> tuple[Tensor, Tensor, Tensor]:  # prediction and target (2, 6, 4), masked (2, 6)
+    "Make a small batch for testing a loss."
     generator = torch.Generator().manual_seed(8)
     prediction, target = torch.randn(2, 2, 6, 4, generator=generator)
     masked = torch.tensor([[1, 1, 0, 1, 1, 1], [0, 1, 1, 0, 1, 0]], dtype=torch.bool)
-    prediction[0, 0], prediction[1, 0] = target[0, 0], target[1, 0]  # exact: one masked, one visible
+    # exact predictions: one masked patch and one visible patch
+    prediction[0, 0], prediction[1, 0] = target[0, 0], target[1, 0]
     prediction[0, 1, 2] = target[0, 1, 2]  # a single exact pixel
-    prediction[1, 4], target[1, 4] = torch.tensor([1.0, -1.0, 1.0, -1.0]), 0.0  # errors that cancel in a sum
+    # errors that cancel in a sum
+    prediction[1, 4], target[1, 4] = torch.tensor([1.0, -1.0, 1.0, -1.0]), 0.0
     return prediction, target, masked
 
 
-by_hand = (torch.tensor([[[1.0, 0.0], [1.0, 3.0], [2.0, 0.0]]]), torch.tensor([[[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]]),
-           torch.tensor([[True, False, True]]))
+by_hand = (
+    torch.tensor([[[1.0, 0.0], [1.0, 3.0], [2.0, 0.0]]]),
+    torch.tensor([[[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]]),
+    torch.tensor([[True, False, True]]),
+)
 
 # %% ../../nbs/checks/08_loss.ipynb #437815f8
 def patch_errors(prediction: Tensor, target: Tensor) -> Tensor:  # (B, N)
-    "Mean squared error of each patch."
+    "Return the mean squared error of each patch."
     return (prediction - target).square().mean(-1)
 
 
@@ -37,28 +42,55 @@ masked_error = Check(
     reference=lambda p, t, m: patch_errors(p, t)[m].mean(),
     cases=[by_hand, example()],
     mistakes=[
-        ("divides by the number of all patches; only the masked ones are counted, so divide by their number", lambda p, t, m: (patch_errors(p, t) * m).mean()),
-        ("that is the error on the visible patches; `masked` is True where a patch was hidden", lambda p, t, m: patch_errors(p, t)[~m].mean()),
-        ("averages over all patches, visible ones too; use `masked`", lambda p, t, m: patch_errors(p, t).mean()),
-        ("adds up the errors of the masked patches; their mean is wanted, or the loss grows with the batch", lambda p, t, m: patch_errors(p, t)[m].sum()),
-        ("adds up the pixels of a patch; take their mean, so that the patch size does not matter",
-         lambda p, t, m: (p - t).square().sum(-1)[m].mean()),
-        ("takes the absolute error; the squared one is wanted", lambda p, t, m: (p - t).abs()[m].mean()),
-        ("averages each image first, then the images: with unequal numbers of masked patches these count unequally; average over all masked patches at once",
-         lambda p, t, m: ((patch_errors(p, t) * m).sum(1) / m.sum(1)).mean()),
-        ("squares the mean error of a patch, so that errors of opposite sign cancel; square first, then average", lambda p, t, m: (p - t).mean(-1).square()[m].mean()),
+        (
+            "divides by the number of all patches; "
+            "only the masked ones are counted, so divide by their number",
+            lambda p, t, m: (patch_errors(p, t) * m).mean(),
+        ),
+        (
+            "that is the error on the visible patches; `masked` is True where a patch was hidden",
+            lambda p, t, m: patch_errors(p, t)[~m].mean(),
+        ),
+        (
+            "averages over all patches, visible ones too; use `masked`",
+            lambda p, t, m: patch_errors(p, t).mean(),
+        ),
+        (
+            "adds up the errors of the masked patches; "
+            "their mean is wanted, or the loss grows with the batch",
+            lambda p, t, m: patch_errors(p, t)[m].sum(),
+        ),
+        (
+            "adds up the pixels of a patch; "
+            "take their mean, so that the patch size does not matter",
+            lambda p, t, m: (p - t).square().sum(-1)[m].mean(),
+        ),
+        (
+            "takes the absolute error; the squared one is wanted",
+            lambda p, t, m: (p - t).abs()[m].mean(),
+        ),
+        (
+            "averages each image first, then the images: with unequal numbers of masked patches "
+            "these count unequally; average over all masked patches at once",
+            lambda p, t, m: ((patch_errors(p, t) * m).sum(1) / m.sum(1)).mean(),
+        ),
+        (
+            "squares the mean error of a patch, so that errors of opposite sign cancel; "
+            "square first, then average",
+            lambda p, t, m: (p - t).mean(-1).square()[m].mean(),
+        ),
     ],
 )
 
 # %% ../../nbs/checks/08_loss.ipynb #24b0411f
 def weighted_mean(prediction: Tensor, target: Tensor, masked: Tensor, alpha: float) -> Tensor:
-    "The tempting shortcut: a single mean with weights 1 and α."
+    "Take a single mean over all patches with weights 1 and α, a tempting shortcut."
     weights = torch.where(masked, 1.0, alpha)
     return (weights * patch_errors(prediction, target)).sum() / weights.sum()
 
 
 def mix(of_masked: float, of_visible: float, p: Tensor, t: Tensor, m: Tensor) -> Tensor:
-    "Any mixture of the two means."
+    "Add the mean errors of masked and of visible patches with the given weights."
     return of_masked * patch_errors(p, t)[m].mean() + of_visible * patch_errors(p, t)[~m].mean()
 
 
@@ -67,19 +99,35 @@ equation_1 = Check(
     reference=lambda p, t, m, alpha: reconstruction_loss(p, t, m, alpha)["loss"],
     cases=[(*by_hand, 0.1), (*example(), 0.1), (*example(), 0.0), (*example(), 1.0)],
     mistakes=[
-        ("takes one mean with weights 1 and α; each group is averaged by itself, then α is applied", weighted_mean),
-        ("α is on the wrong side: it discounts the visible patches", lambda p, t, m, a: mix(a, 1, p, t, m)),
-        ("mixes with 1 − α and α; Equation 1 takes the masked error whole and adds α times the visible one", lambda p, t, m, a: mix(1 - a, a, p, t, m)),
+        (
+            "takes one mean with weights 1 and α; "
+            "each group is averaged by itself, then α is applied",
+            weighted_mean,
+        ),
+        (
+            "α is on the wrong side: it discounts the visible patches",
+            lambda p, t, m, a: mix(a, 1, p, t, m),
+        ),
+        (
+            "mixes with 1 − α and α; "
+            "Equation 1 takes the masked error whole and adds α times the visible one",
+            lambda p, t, m, a: mix(1 - a, a, p, t, m),
+        ),
         ("forgets α: both groups count in full", lambda p, t, m, a: mix(1, 1, p, t, m)),
-        ("leaves the visible patches out; they count α times", lambda p, t, m, a: mix(1, 0, p, t, m)),
-        ("divides both sums by the number of all patches; each has its own number to divide by",
-         lambda p, t, m, a: (patch_errors(p, t) * torch.where(m, 1.0, a)).mean()),
+        (
+            "leaves the visible patches out; they count α times",
+            lambda p, t, m, a: mix(1, 0, p, t, m),
+        ),
+        (
+            "divides both sums by the number of all patches; each has its own number to divide by",
+            lambda p, t, m, a: (patch_errors(p, t) * torch.where(m, 1.0, a)).mean(),
+        ),
     ],
 )
 
 # %% ../../nbs/checks/08_loss.ipynb #131eff35
-def gradient(prediction: Tensor, target: Tensor, masked: Tensor, alpha: float) -> Tensor:  # (B, N, P)
-    "How the loss grows with each predicted number."
+def gradient(prediction: Tensor, target: Tensor, masked: Tensor, alpha: float) -> Tensor:
+    "Return the gradient of the loss with respect to the prediction, (B, N, P)."
     guess = nn.Parameter(prediction.clone())
     reconstruction_loss(guess, target, masked, alpha)["loss"].backward()
     return guess.grad
@@ -88,40 +136,93 @@ def gradient(prediction: Tensor, target: Tensor, masked: Tensor, alpha: float) -
 feels_no_pull = Check(
     "feels_no_pull",
     reference=lambda p, t, m, a: (gradient(p, t, m, a) == 0).all(-1),
-    cases=[(torch.zeros(1, 3, 2), torch.ones(1, 3, 2), by_hand[2], 0.0), (*example(), 0.0), (*example(), 0.1)],
+    cases=[
+        (torch.zeros(1, 3, 2), torch.ones(1, 3, 2), by_hand[2], 0.0),
+        (*example(), 0.0),
+        (*example(), 0.1),
+    ],
     mistakes=[
-        ("the other way round: True is for patches *without* gradient", lambda p, t, m, a: (gradient(p, t, m, a) != 0).any(-1)),
-        ("gives one answer for each pixel; a patch feels no pull if none of its pixels does", lambda p, t, m, a: gradient(p, t, m, a) == 0),
-        ("one pixel without gradient is enough for you; all of them must be without", lambda p, t, m, a: (gradient(p, t, m, a) == 0).any(-1)),
-        ("adds up the gradients of a patch: opposite ones cancel although each pixel is pulled; ask whether each of them is zero",
-         lambda p, t, m, a: gradient(p, t, m, a).sum(-1) == 0),
-        ("says that visible patches feel nothing; that is so for α = 0 only, and there is another reason to feel nothing", lambda p, t, m, a: ~m),
-        ("follows from mask and α; do the experiment: a patch predicted exactly feels no pull either",
-         lambda p, t, m, a: ~m if a == 0 else torch.zeros_like(m)),
-        ("looks at the error, not at the gradient: with α = 0 a visible patch feels nothing however wrong it is", lambda p, t, m, a: (p == t).all(-1)),
+        (
+            "the other way round: True is for patches *without* gradient",
+            lambda p, t, m, a: (gradient(p, t, m, a) != 0).any(-1),
+        ),
+        (
+            "gives one answer for each pixel; a patch feels no pull if none of its pixels does",
+            lambda p, t, m, a: gradient(p, t, m, a) == 0,
+        ),
+        (
+            "one pixel without gradient is enough for you; all of them must be without",
+            lambda p, t, m, a: (gradient(p, t, m, a) == 0).any(-1),
+        ),
+        (
+            "adds up the gradients of a patch: opposite ones cancel although each pixel is pulled; "
+            "ask whether each of them is zero",
+            lambda p, t, m, a: gradient(p, t, m, a).sum(-1) == 0,
+        ),
+        (
+            "says that visible patches feel nothing; "
+            "that is so for α = 0 only, and there is another reason to feel nothing",
+            lambda p, t, m, a: ~m,
+        ),
+        (
+            "follows from mask and α; do the experiment: "
+            "a patch predicted exactly feels no pull either",
+            lambda p, t, m, a: ~m if a == 0 else torch.zeros_like(m),
+        ),
+        (
+            "looks at the error, not at the gradient: "
+            "with α = 0 a visible patch feels nothing however wrong it is",
+            lambda p, t, m, a: (p == t).all(-1),
+        ),
     ],
 )
 
 # %% ../../nbs/checks/08_loss.ipynb #dad79e5b
-def normalised(x: Tensor, axis: int | tuple = -1, unbiased: bool = True, epsilon: float = 1e-6) -> Tensor:
-    "Mean 0 and variance 1 along an axis."
-    return (x - x.mean(axis, keepdim=True)) / (x.var(axis, keepdim=True, unbiased=unbiased) + epsilon) ** 0.5
+def normalised(
+    x: Tensor, axis: int | tuple = -1, unbiased: bool = True, epsilon: float = 1e-6
+) -> Tensor:
+    "Normalise to mean 0 and variance 1 along an axis."
+    variance = x.var(axis, keepdim=True, unbiased=unbiased)
+    return (x - x.mean(axis, keepdim=True)) / (variance + epsilon) ** 0.5
 
 
-flat = torch.cat([example()[1], torch.full((2, 1, 4), 0.25)], dim=1)  # (2, 7, 4): the last patch has a single colour
+# (2, 7, 4): the last patch has a single colour
+flat = torch.cat([example()[1], torch.full((2, 1, 4), 0.25)], dim=1)
 normalise_patches = Check(
     "normalise_patches",
     reference=normalised,
     cases=[(torch.tensor([[[0.0, 1.0, 2.0], [5.0, 5.0, 8.0]]]),), (flat,)],
     mistakes=[
-        ("normalises across the patches; each patch is normalised over its own pixels, the last axis", lambda x: normalised(x, 1)),
-        ("normalises each image as a whole; each patch has its own mean and variance", lambda x: normalised(x, (1, 2))),
-        ("normalises the whole batch at once; each patch has its own mean and variance", lambda x: normalised(x, (0, 1, 2))),
-        ("subtracts the mean, but does not divide by the standard deviation", lambda x: x - x.mean(-1, keepdim=True)),
-        ("divides by the variance; the standard deviation is its root", lambda x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6)),
+        (
+            "normalises across the patches; "
+            "each patch is normalised over its own pixels, the last axis",
+            lambda x: normalised(x, 1),
+        ),
+        (
+            "normalises each image as a whole; each patch has its own mean and variance",
+            lambda x: normalised(x, (1, 2)),
+        ),
+        (
+            "normalises the whole batch at once; each patch has its own mean and variance",
+            lambda x: normalised(x, (0, 1, 2)),
+        ),
+        (
+            "subtracts the mean, but does not divide by the standard deviation",
+            lambda x: x - x.mean(-1, keepdim=True),
+        ),
+        (
+            "divides by the variance; the standard deviation is its root",
+            lambda x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6),
+        ),
         ("forgets to subtract the mean", lambda x: x / (x.var(-1, keepdim=True) + 1e-6) ** 0.5),
-        ("divides the variance by P; PyTorch's default, P − 1, is wanted", lambda x: normalised(x, unbiased=False)),
-        ("a patch of a single colour has variance 0 and gives nan: add 1e-6 before the root", lambda x: normalised(x, epsilon=0.0)),
+        (
+            "divides the variance by P; PyTorch's default, P − 1, is wanted",
+            lambda x: normalised(x, unbiased=False),
+        ),
+        (
+            "a patch of a single colour has variance 0 and gives nan: add 1e-6 before the root",
+            lambda x: normalised(x, epsilon=0.0),
+        ),
     ],
 )
 
@@ -130,20 +231,54 @@ weight = torch.empty(4, 48).uniform_(-1, 1, generator=torch.Generator().manual_s
 expected_start = Check(
     "expected_start",
     reference=lambda x, w, a: (1 + a) * (x.square().mean() + w.square().sum(1).mean()),
-    cases=[(example()[1], weight, 0.1), (example()[1], torch.zeros(4, 48), 0.1), (example()[1] + 1, 2 * weight, 0.0)],
+    cases=[
+        (example()[1], weight, 0.1),
+        (example()[1], torch.zeros(4, 48), 0.1),
+        (example()[1] + 1, 2 * weight, 0.0),
+    ],
     mistakes=[
-        ("uses 1/3 whatever the weights are; that number belongs to PyTorch's default weights", lambda x, w, a: (1 + a) * (x.square().mean() + 1 / 3)),
-        ("forgets the visible patches: they are as wrong as the masked ones and count α times", lambda x, w, a: x.square().mean() + w.square().sum(1).mean()),
-        ("forgets the predictions: they are random, not zero", lambda x, w, a: (1 + a) * x.square().mean()),
-        ("forgets the images: E[x²] is missing", lambda x, w, a: (1 + a) * w.square().sum(1).mean()),
-        ("takes the mean of the squared weights; a predicted pixel is a *sum* of D products, so sum over D and average over P only",
-         lambda x, w, a: (1 + a) * (x.square().mean() + w.square().mean())),
-        ("sums over all weights; the sum runs over the D inputs of one pixel, and pixels are averaged",
-         lambda x, w, a: (1 + a) * (x.square().mean() + w.square().sum())),
-        ("sums over the P outputs; the sum runs over the D inputs, axis 1 of a weight of shape (P, D)",
-         lambda x, w, a: (1 + a) * (x.square().mean() + w.square().sum(0).mean())),
-        ("takes the square of the mean pixel; E[x²] is the mean of the squares", lambda x, w, a: (1 + a) * (x.mean() ** 2 + w.square().sum(1).mean())),
-        ("takes the variance of the pixels; E[x²] keeps their mean in", lambda x, w, a: (1 + a) * (x.var() + w.square().sum(1).mean())),
-        ("α discounts the visible patches' whole error, pixels *and* predictions", lambda x, w, a: x.square().mean() + (1 + a) * w.square().sum(1).mean()),
+        (
+            "uses 1/3 whatever the weights are; that number belongs to PyTorch's default weights",
+            lambda x, w, a: (1 + a) * (x.square().mean() + 1 / 3),
+        ),
+        (
+            "forgets the visible patches: they are as wrong as the masked ones and count α times",
+            lambda x, w, a: x.square().mean() + w.square().sum(1).mean(),
+        ),
+        (
+            "forgets the predictions: they are random, not zero",
+            lambda x, w, a: (1 + a) * x.square().mean(),
+        ),
+        (
+            "forgets the images: E[x²] is missing",
+            lambda x, w, a: (1 + a) * w.square().sum(1).mean(),
+        ),
+        (
+            "takes the mean of the squared weights; "
+            "a predicted pixel is a *sum* of D products, so sum over D and average over P only",
+            lambda x, w, a: (1 + a) * (x.square().mean() + w.square().mean()),
+        ),
+        (
+            "sums over all weights; "
+            "the sum runs over the D inputs of one pixel, and pixels are averaged",
+            lambda x, w, a: (1 + a) * (x.square().mean() + w.square().sum()),
+        ),
+        (
+            "sums over the P outputs; "
+            "the sum runs over the D inputs, axis 1 of a weight of shape (P, D)",
+            lambda x, w, a: (1 + a) * (x.square().mean() + w.square().sum(0).mean()),
+        ),
+        (
+            "takes the square of the mean pixel; E[x²] is the mean of the squares",
+            lambda x, w, a: (1 + a) * (x.mean() ** 2 + w.square().sum(1).mean()),
+        ),
+        (
+            "takes the variance of the pixels; E[x²] keeps their mean in",
+            lambda x, w, a: (1 + a) * (x.var() + w.square().sum(1).mean()),
+        ),
+        (
+            "α discounts the visible patches' whole error, pixels *and* predictions",
+            lambda x, w, a: x.square().mean() + (1 + a) * w.square().sum(1).mean(),
+        ),
     ],
 )

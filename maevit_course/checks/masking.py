@@ -15,28 +15,50 @@ from ..masking import random_masking
 
 # %% ../../nbs/checks/05_masking.ipynb #3e05f793
 def noise_of(*shape: int) -> Tensor:
-    "The same uniform noise at every import."
+    "Return uniform noise that is the same at every import."
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 # %% ../../nbs/checks/05_masking.ipynb #8d80d2d6
 keep_places = Check(
     "keep_places",
     reference=lambda noise, n_keep: noise.argsort(1)[:, :n_keep],
-    cases=[(torch.tensor([[0.9, 0.2, 0.1, 0.8, 0.3], [0.4, 0.7, 0.6, 0.1, 0.5]]), 2), (noise_of(4, 9), 3), (noise_of(2, 144), 36)],
+    cases=[
+        (torch.tensor([[0.9, 0.2, 0.1, 0.8, 0.3], [0.4, 0.7, 0.6, 0.1, 0.5]]), 2),
+        (noise_of(4, 9), 3),
+        (noise_of(2, 144), 36),
+    ],
     mistakes=[
-        ("sorts along the wrong axis: the patches of one image lie along axis 1", lambda x, k: x.argsort(0)[:, :k]),
-        ("keeps the largest numbers; the smallest are to be kept", lambda x, k: x.argsort(1, descending=True)[:, :k]),
-        ("returns the noise itself, sorted; return *where* those numbers stand", lambda x, k: x.sort(1).values[:, :k]),
-        ("those are ranks: how many numbers of the image are smaller; sort by the noise once, not twice",
-         lambda x, k: x.argsort(1).argsort(1)[:, :k]),
-        ("the right places, but in ascending order; leave them in the order of their noise", lambda x, k: x.argsort(1)[:, :k].sort(1).values),
-        ("returns the places that are masked; those to keep come first", lambda x, k: x.argsort(1)[:, k:]),
+        (
+            "sorts along the wrong axis: the patches of one image lie along axis 1",
+            lambda x, k: x.argsort(0)[:, :k],
+        ),
+        (
+            "keeps the largest numbers; the smallest are to be kept",
+            lambda x, k: x.argsort(1, descending=True)[:, :k],
+        ),
+        (
+            "returns the noise itself, sorted; return *where* those numbers stand",
+            lambda x, k: x.sort(1).values[:, :k],
+        ),
+        (
+            "those are ranks: how many numbers of the image are smaller; "
+            "sort by the noise once, not twice",
+            lambda x, k: x.argsort(1).argsort(1)[:, :k],
+        ),
+        (
+            "the right places, but in ascending order; leave them in the order of their noise",
+            lambda x, k: x.argsort(1)[:, :k].sort(1).values,
+        ),
+        (
+            "returns the places that are masked; those to keep come first",
+            lambda x, k: x.argsort(1)[:, k:],
+        ),
     ],
 )
 
 # %% ../../nbs/checks/05_masking.ipynb #2a55cafe
 def show_everywhere(keep: Tensor, n_patches: int) -> Tensor:
-    "The mistake of indexing all images with all places."
+    "Index all images with the positions of all images (a mistake)."
     masked = torch.ones(len(keep), n_patches, dtype=torch.bool)
     masked[:, keep] = False
     return masked
@@ -44,15 +66,33 @@ def show_everywhere(keep: Tensor, n_patches: int) -> Tensor:
 
 mask_from_keep = Check(
     "mask_from_keep",
-    reference=lambda keep, n_patches: torch.ones(len(keep), n_patches, dtype=torch.bool).scatter(1, keep, False),
-    cases=[(torch.tensor([[3, 0], [1, 3]]), 4), (noise_of(3, 9).argsort(1)[:, :2], 9), (noise_of(5, 144).argsort(1)[:, :36], 144)],
+    reference=lambda keep, n_patches: torch.ones(len(keep), n_patches, dtype=torch.bool).scatter(
+        1, keep, False
+    ),
+    cases=[
+        (torch.tensor([[3, 0], [1, 3]]), 4),
+        (noise_of(3, 9).argsort(1)[:, :2], 9),
+        (noise_of(5, 144).argsort(1)[:, :36], 144),
+    ],
     mistakes=[
-        ("the other way round: True stands for hidden",
-         lambda keep, n: torch.zeros(len(keep), n, dtype=torch.bool).scatter(1, keep, True)),
-        ("shows the places of *all* images in every image: `masked[:, keep]` does not match rows with rows", show_everywhere),
-        ("shows the first patches of each image; `keep` holds the *places* to show, in any order",
-         lambda keep, n: (torch.arange(n) >= keep.shape[1]).repeat(len(keep), 1)),
-        ("a mask is True or False: make it of dtype bool", lambda keep, n: torch.ones(len(keep), n).scatter(1, keep, 0.0)),
+        (
+            "the other way round: True stands for hidden",
+            lambda keep, n: torch.zeros(len(keep), n, dtype=torch.bool).scatter(1, keep, True),
+        ),
+        (
+            "shows the places of *all* images in every image: "
+            "`masked[:, keep]` does not match rows with rows",
+            show_everywhere,
+        ),
+        (
+            "shows the first patches of each image; "
+            "`keep` holds the *places* to show, in any order",
+            lambda keep, n: (torch.arange(n) >= keep.shape[1]).repeat(len(keep), 1),
+        ),
+        (
+            "a mask is True or False: make it of dtype bool",
+            lambda keep, n: torch.ones(len(keep), n).scatter(1, keep, 0.0),
+        ),
     ],
 )
 
@@ -60,54 +100,96 @@ mask_from_keep = Check(
 way_back = Check(
     "way_back",
     reference=lambda order: order.argsort(1),
-    cases=[(torch.tensor([[2, 0, 1]]),), (torch.tensor([[2, 1, 4, 0, 3], [1, 2, 3, 4, 0]]),), (noise_of(3, 144).argsort(1),)],
+    cases=[
+        (torch.tensor([[2, 0, 1]]),),
+        (torch.tensor([[2, 1, 4, 0, 3], [1, 2, 3, 4, 0]]),),
+        (noise_of(3, 144).argsort(1),),
+    ],
     mistakes=[
-        ("that is `order` itself; shuffling twice in the same way does not go back", lambda order: order),
-        ("turns the row round; what is wanted is for each place the position where its token stands", lambda order: order.flip(1)),
-        ("sorts along the wrong axis: each image has an order of its own, along axis 1", lambda order: order.argsort(0)),
-        ("counts positions from the end: sort in ascending order", lambda order: order.argsort(1, descending=True)),
-        ("uses the first image's way back for all", lambda order: order[:1].argsort(1).repeat(len(order), 1)),
+        (
+            "that is `order` itself; shuffling twice in the same way does not go back",
+            lambda order: order,
+        ),
+        (
+            "turns the row round; "
+            "what is wanted is for each place the position where its token stands",
+            lambda order: order.flip(1),
+        ),
+        (
+            "sorts along the wrong axis: each image has an order of its own, along axis 1",
+            lambda order: order.argsort(0),
+        ),
+        (
+            "counts positions from the end: sort in ascending order",
+            lambda order: order.argsort(1, descending=True),
+        ),
+        (
+            "uses the first image's way back for all",
+            lambda order: order[:1].argsort(1).repeat(len(order), 1),
+        ),
     ],
 )
 
 # %% ../../nbs/checks/05_masking.ipynb #375752b1
 def inside(n: int, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    "(B, n) float: 1 in each image's rectangle of a square grid, 0 elsewhere."
+    "Return a (B, n) float mask: 1 inside each image's rectangle of a square grid, 0 elsewhere."
     side = math.isqrt(n)
     row, column = torch.arange(n) // side, torch.arange(n) % side
     top, left = top[:, None], left[:, None]
-    return ((row >= top) & (row < top + height) & (column >= left) & (column < left + width)).float()
+    in_rows = (row >= top) & (row < top + height)
+    in_columns = (column >= left) & (column < left + width)
+    return (in_rows & in_columns).float()
 
 
 def mask_of(answer, noise: Tensor, *block):
-    "What `random_masking` hides at the paper's ratio with the answer's noise."
+    "Return the mask of `random_masking` at the paper's ratio for the answer's noise."
     changed = answer(noise, *block)
-    return random_masking(*noise.shape, noise=changed)[1] if isinstance(changed, Tensor) and changed.shape == noise.shape else changed
+    if isinstance(changed, Tensor) and changed.shape == noise.shape:
+        return random_masking(*noise.shape, noise=changed)[1]
+    return changed  # not noise of this shape, so the check reports the value itself
 
 # %% ../../nbs/checks/05_masking.ipynb #2954bed4
 block_noise = Check(
     "block_noise",
     reference=lambda noise, top, left, size: noise + inside(noise.shape[1], top, left, size, size),
-    cases=[(noise_of(3, 36), torch.tensor([0, 1, 3]), torch.tensor([2, 3, 0]), 3),
-           (noise_of(2, 144), torch.tensor([5, 0]), torch.tensor([1, 4]), 7)],
+    cases=[
+        (noise_of(3, 36), torch.tensor([0, 1, 3]), torch.tensor([2, 3, 0]), 3),
+        (noise_of(2, 144), torch.tensor([5, 0]), torch.tensor([1, 4]), 7),
+    ],
     use=mask_of,
     mistakes=[
-        ("rows and columns are exchanged: `top` is a row, and a step *down* passes a whole row of places",
-         lambda x, top, left, s: x + inside(x.shape[1], left, top, s, s)),
-        ("shows the block instead of hiding it: large noise is hidden", lambda x, top, left, s: x - inside(x.shape[1], top, left, s, s)),
-        ("the block is one row and one column too large: the last row inside is `top + size - 1`",
-         lambda x, top, left, s: x + inside(x.shape[1], top, left, s + 1, s + 1)),
-        ("hides whole rows: a place must lie in the block's rows *and* in its columns",
-         lambda x, top, left, s: x + inside(x.shape[1], top, 0 * left, s, x.shape[1])),
-        ("hides the same block in every image: compare with `top[:, None]`, not with `top[0]`",
-         lambda x, top, left, s: x + inside(x.shape[1], top[:1], left[:1], s, s)),
-        ("changes nothing: the noise inside the block must become larger than all other", lambda x, top, left, s: x),
+        (
+            "rows and columns are exchanged: "
+            "`top` is a row, and a step *down* passes a whole row of places",
+            lambda x, top, left, s: x + inside(x.shape[1], left, top, s, s),
+        ),
+        (
+            "shows the block instead of hiding it: large noise is hidden",
+            lambda x, top, left, s: x - inside(x.shape[1], top, left, s, s),
+        ),
+        (
+            "the block is one row and one column too large: "
+            "the last row inside is `top + size - 1`",
+            lambda x, top, left, s: x + inside(x.shape[1], top, left, s + 1, s + 1),
+        ),
+        (
+            "hides whole rows: a place must lie in the block's rows *and* in its columns",
+            lambda x, top, left, s: x + inside(x.shape[1], top, 0 * left, s, x.shape[1]),
+        ),
+        (
+            "hides the same block in every image: compare with `top[:, None]`, not with `top[0]`",
+            lambda x, top, left, s: x + inside(x.shape[1], top[:1], left[:1], s, s),
+        ),
+        (
+            "changes nothing: the noise inside the block must become larger than all other",
+            lambda x, top, left, s: x,
+        ),
     ],
 )
 
 # %% ../../nbs/checks/05_masking.ipynb #897dbf5e
 def chance_of_none(drawn_from: int, n_visible: int, neighbours: int) -> float:
-    "That none of the neighbours is among the visible, which are drawn without replacement."
+    "Return the probability that no neighbour is visible when drawing without replacement."
     return math.comb(drawn_from - neighbours, n_visible) / math.comb(drawn_from, n_visible)
 
 
@@ -116,15 +198,31 @@ neighbours_left = Check(
     reference=lambda n, visible, k: (k * visible / (n - 1), chance_of_none(n - 1, visible, k)),
     cases=[(4, 1, 2), (144, 36, 4), (144, 36, 2), (144, 123, 4)],
     mistakes=[
-        ("draws from all patches; but this one is hidden, so the visible ones are drawn from the others",
-         lambda n, visible, k: (k * visible / n, chance_of_none(n, visible, k))),
-        ("the neighbours are not independent: without replacement, each hidden one makes the next more likely to be visible",
-         lambda n, visible, k: (k * visible / (n - 1), (1 - visible / (n - 1)) ** k)),
-        ("the second number is the chance of *at least one* visible neighbour; wanted is the chance of none",
-         lambda n, visible, k: (k * visible / (n - 1), 1 - chance_of_none(n - 1, visible, k))),
-        ("the first number is the share of visible patches; there are several neighbours",
-         lambda n, visible, k: (visible / (n - 1), chance_of_none(n - 1, visible, k))),
-        ("counts the hidden neighbours instead of the visible",
-         lambda n, visible, k: (k * (n - 1 - visible) / (n - 1), chance_of_none(n - 1, visible, k))),
+        (
+            "draws from all patches; "
+            "but this one is hidden, so the visible ones are drawn from the others",
+            lambda n, visible, k: (k * visible / n, chance_of_none(n, visible, k)),
+        ),
+        (
+            "the neighbours are not independent: "
+            "without replacement, each hidden one makes the next more likely to be visible",
+            lambda n, visible, k: (k * visible / (n - 1), (1 - visible / (n - 1)) ** k),
+        ),
+        (
+            "the second number is the chance of *at least one* visible neighbour; "
+            "wanted is the chance of none",
+            lambda n, visible, k: (k * visible / (n - 1), 1 - chance_of_none(n - 1, visible, k)),
+        ),
+        (
+            "the first number is the share of visible patches; there are several neighbours",
+            lambda n, visible, k: (visible / (n - 1), chance_of_none(n - 1, visible, k)),
+        ),
+        (
+            "counts the hidden neighbours instead of the visible",
+            lambda n, visible, k: (
+                k * (n - 1 - visible) / (n - 1),
+                chance_of_none(n - 1, visible, k),
+            ),
+        ),
     ],
 )

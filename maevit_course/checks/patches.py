@@ -16,22 +16,39 @@ patch_count = Check(
     reference=lambda image_size, patch_size: (image_size // patch_size) ** 2,
     cases=[(36, 3), (32, 4), (6, 6)],
     mistakes=[
-        ("that is the number of patches in one row; an image has as many rows as columns", lambda i, p: i // p),
+        (
+            "that is the number of patches in one row; an image has as many rows as columns",
+            lambda i, p: i // p,
+        ),
         ("counts pixels: each patch takes patch_size × patch_size of them", lambda i, p: i * i),
-        ("the number of patches is whole: divide with `//`, or turn the result into an int", lambda i, p: (i / p) ** 2),
+        (
+            "the number of patches is whole: divide with `//`, or turn the result into an int",
+            lambda i, p: (i / p) ** 2,
+        ),
     ],
 )
 
 # %% ../../nbs/checks/03_patches.ipynb #36295d41
 place_of_pixel = Check(
     "place_of_pixel",
-    reference=lambda row, column, image_size, patch_size: (row // patch_size) * (image_size // patch_size) + column // patch_size,
+    reference=lambda row, column, image_size, patch_size: (
+        (row // patch_size) * (image_size // patch_size) + column // patch_size
+    ),
     cases=[(0, 3, 36, 3), (3, 0, 36, 3), (35, 35, 36, 3), (5, 2, 8, 2)],
     mistakes=[
-        ("rows and columns are exchanged: patches are counted line by line, so a step *down* passes a whole row of patches",
-         lambda r, c, i, p: (c // p) * (i // p) + r // p),
-        ("one step down passes `image_size // patch_size` patches, not `image_size`", lambda r, c, i, p: (r // p) * i + c // p),
-        ("off by one: the first patch has place 0", lambda r, c, i, p: (r // p) * (i // p) + c // p + 1),
+        (
+            "rows and columns are exchanged: "
+            "patches are counted line by line, so a step *down* passes a whole row of patches",
+            lambda r, c, i, p: (c // p) * (i // p) + r // p,
+        ),
+        (
+            "one step down passes `image_size // patch_size` patches, not `image_size`",
+            lambda r, c, i, p: (r // p) * i + c // p,
+        ),
+        (
+            "off by one: the first patch has place 0",
+            lambda r, c, i, p: (r // p) * (i // p) + c // p + 1,
+        ),
     ],
 )
 
@@ -42,16 +59,29 @@ cut = Check(
     reference=lambda images, p: patchify(images, p),
     cases=[(picture, 2), (picture, 1), (torch.arange(3 * 36 * 36.0).reshape(1, 3, 36, 36), 3)],
     mistakes=[
-        ("patches come column by column; the order is that of reading, left to right, then down",
-         lambda x, p: rearrange(x, "B C (h p) (w q) -> B (w h) (p q C)", p=p, q=p)),
-        ("inside a patch the colours come first; they should come last: pixel by pixel, each with its three colours",
-         lambda x, p: rearrange(x, "B C (h p) (w q) -> B (h w) (C p q)", p=p, q=p)),
-        ("the pixels inside a patch run down its columns; they should run along its rows",
-         lambda x, p: rearrange(x, "B C (h p) (w q) -> B (h w) (q p C)", p=p, q=p)),
-        ("the patches are interleaved: neighbours in a patch must be neighbours in the image, so the axis splits as `(h p)`, not `(p h)`",
-         lambda x, p: rearrange(x, "B C (p h) (q w) -> B (h w) (p q C)", p=p, q=p)),
-        ("`reshape` alone moves no number, so a \"patch\" is a piece of a row of one colour: split the sides, put the axes in order, then merge",
-         lambda x, p: x.reshape(len(x), (x.shape[2] // p) * (x.shape[3] // p), -1)),
+        (
+            "patches come column by column; the order is that of reading, left to right, then down",
+            lambda x, p: rearrange(x, "B C (h p) (w q) -> B (w h) (p q C)", p=p, q=p),
+        ),
+        (
+            "inside a patch the colours come first; they should come last: "
+            "pixel by pixel, each with its three colours",
+            lambda x, p: rearrange(x, "B C (h p) (w q) -> B (h w) (C p q)", p=p, q=p),
+        ),
+        (
+            "the pixels inside a patch run down its columns; they should run along its rows",
+            lambda x, p: rearrange(x, "B C (h p) (w q) -> B (h w) (q p C)", p=p, q=p),
+        ),
+        (
+            "the patches are interleaved: neighbours in a patch must be neighbours in the image, "
+            "so the axis splits as `(h p)`, not `(p h)`",
+            lambda x, p: rearrange(x, "B C (p h) (q w) -> B (h w) (p q C)", p=p, q=p),
+        ),
+        (
+            '`reshape` alone moves no number, so a "patch" is a piece of a row of one colour: '
+            "split the sides, put the axes in order, then merge",
+            lambda x, p: x.reshape(len(x), (x.shape[2] // p) * (x.shape[3] // p), -1),
+        ),
     ],
 )
 
@@ -59,11 +89,19 @@ cut = Check(
 mean_colours = Check(
     "mean_colours",
     reference=lambda patches: rearrange(patches, "B N (n C) -> B N n C", C=3).mean(2),
-    cases=[(patchify(picture, 2),), (torch.rand(2, 4, 27, generator=torch.Generator().manual_seed(0)),)],
+    cases=[
+        (patchify(picture, 2),),
+        (torch.rand(2, 4, 27, generator=torch.Generator().manual_seed(0)),),
+    ],
     mistakes=[
-        ("splits the numbers of a patch as if colours came first; they are last: `(pixels C)`",
-         lambda x: x.unflatten(2, (3, -1)).mean(3)),
-        ("averages over the patches; average over the pixels *inside* each patch", lambda x: x.unflatten(2, (-1, 3)).mean(1)),
+        (
+            "splits the numbers of a patch as if colours came first; they are last: `(pixels C)`",
+            lambda x: x.unflatten(2, (3, -1)).mean(3),
+        ),
+        (
+            "averages over the patches; average over the pixels *inside* each patch",
+            lambda x: x.unflatten(2, (-1, 3)).mean(1),
+        ),
         ("gives one number a patch; keep the three colours apart", lambda x: x.mean(2)),
     ],
 )

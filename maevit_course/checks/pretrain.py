@@ -18,25 +18,56 @@ from ..pretrain import PRETRAIN_RECIPES, PretrainRecipe
 short = PretrainRecipe(epochs=3, warmup_epochs=0.6, batch_size=4)
 length_of_run = Check(
     "length_of_run",
-    reference=lambda n, r: (r.epochs * (n // r.batch_size), round(r.warmup_epochs * (n // r.batch_size)), n % r.batch_size),
+    reference=lambda n, r: (
+        r.epochs * (n // r.batch_size),
+        round(r.warmup_epochs * (n // r.batch_size)),
+        n % r.batch_size,
+    ),
     cases=[(22, short), (50_000, PretrainRecipe()), (12_000, PRETRAIN_RECIPES["small"])],
     mistakes=[
-        ("counts a step for the images left over; a batch that is not full is left out, so round down: `//`",
-         lambda n, r: (r.epochs * -(-n // r.batch_size), round(r.warmup_epochs * -(-n // r.batch_size)), n % r.batch_size)),
-        ("carries the images left over into the next epoch; each epoch begins anew, so divide first and then multiply by the epochs",
-         lambda n, r: (r.epochs * n // r.batch_size, round(r.warmup_epochs * (n // r.batch_size)), n % r.batch_size)),
-        ("the warm-up is given in epochs; an epoch has many steps, so multiply",
-         lambda n, r: (r.epochs * (n // r.batch_size), round(r.warmup_epochs), n % r.batch_size)),
-        ("counts the images left out in the whole run; asked is how many each epoch leaves out",
-         lambda n, r: (r.epochs * (n // r.batch_size), round(r.warmup_epochs * (n // r.batch_size)), r.epochs * (n % r.batch_size))),
+        (
+            "counts a step for the images left over; "
+            "a batch that is not full is left out, so round down: `//`",
+            lambda n, r: (
+                r.epochs * -(-n // r.batch_size),
+                round(r.warmup_epochs * -(-n // r.batch_size)),
+                n % r.batch_size,
+            ),
+        ),
+        (
+            "carries the images left over into the next epoch; "
+            "each epoch begins anew, so divide first and then multiply by the epochs",
+            lambda n, r: (
+                r.epochs * n // r.batch_size,
+                round(r.warmup_epochs * (n // r.batch_size)),
+                n % r.batch_size,
+            ),
+        ),
+        (
+            "the warm-up is given in epochs; an epoch has many steps, so multiply",
+            lambda n, r: (r.epochs * (n // r.batch_size), round(r.warmup_epochs), n % r.batch_size),
+        ),
+        (
+            "counts the images left out in the whole run; asked is how many each epoch leaves out",
+            lambda n, r: (
+                r.epochs * (n // r.batch_size),
+                round(r.warmup_epochs * (n // r.batch_size)),
+                r.epochs * (n % r.batch_size),
+            ),
+        ),
     ],
 )
 
 # %% ../../nbs/checks/11_pretrain.ipynb #4f9defde
 def write_recipe(n: int, side: int, patch: int, batch: int, **changes) -> PretrainRecipe:
-    "The right recipe, but for some changes."
+    "Return the right recipe with some changes."
     epochs = math.ceil(140_000 / (n // batch))
-    fields = {"epochs": epochs, "warmup_epochs": epochs / 10, "batch_size": batch, "model": ModelConfig(image_size=side, patch_size=patch)}
+    fields = {
+        "epochs": epochs,
+        "warmup_epochs": epochs / 10,
+        "batch_size": batch,
+        "model": ModelConfig(image_size=side, patch_size=patch),
+    }
     return PretrainRecipe(**fields | changes)
 
 
@@ -45,16 +76,31 @@ recipe_for = Check(
     reference=write_recipe,
     cases=[(8000, 64, 4, 1000), (60_000, 28, 2, 512), (5000, 96, 8, 300)],
     mistakes=[
-        ("scales `base_lr` by hand; `fit` applies Equation 2 to it, so leave the paper's value",
-         lambda n, s, p, b: write_recipe(n, s, p, b, base_lr=1.5e-4 * b / 256)),
-        ("the warm-up is still the paper's 400 epochs; a tenth of *your* epochs is asked for",
-         lambda n, s, p, b: write_recipe(n, s, p, b, warmup_epochs=400)),
-        ("the model is still the paper's, for 36×36 images; give the recipe a `ModelConfig` of your sizes",
-         lambda n, s, p, b: write_recipe(n, s, p, b, model=ModelConfig())),
-        ("ends before step 140,000: a fraction of an epoch is still missing, so round up",
-         lambda n, s, p, b: write_recipe(n, s, p, b, epochs=140_000 // (n // b), warmup_epochs=140_000 // (n // b) / 10)),
-        ("the warm-up is rounded to whole epochs; a fraction is allowed", lambda n, s, p, b: write_recipe(
-            n, s, p, b, warmup_epochs=math.ceil(140_000 / (n // b)) // 10)),
+        (
+            "scales `base_lr` by hand; `fit` applies Equation 2 to it, so leave the paper's value",
+            lambda n, s, p, b: write_recipe(n, s, p, b, base_lr=1.5e-4 * b / 256),
+        ),
+        (
+            "the warm-up is still the paper's 400 epochs; a tenth of *your* epochs is asked for",
+            lambda n, s, p, b: write_recipe(n, s, p, b, warmup_epochs=400),
+        ),
+        (
+            "the model is still the paper's, for 36×36 images; "
+            "give the recipe a `ModelConfig` of your sizes",
+            lambda n, s, p, b: write_recipe(n, s, p, b, model=ModelConfig()),
+        ),
+        (
+            "ends before step 140,000: a fraction of an epoch is still missing, so round up",
+            lambda n, s, p, b: write_recipe(
+                n, s, p, b, epochs=140_000 // (n // b), warmup_epochs=140_000 // (n // b) / 10
+            ),
+        ),
+        (
+            "the warm-up is rounded to whole epochs; a fraction is allowed",
+            lambda n, s, p, b: write_recipe(
+                n, s, p, b, warmup_epochs=math.ceil(140_000 / (n // b)) // 10
+            ),
+        ),
     ],
     use=lambda answer, *arguments: asdict(answer(*arguments)),
 )
@@ -65,23 +111,36 @@ decibels = Check(
     reference=lambda mse: 10 * math.log10(4 / mse),
     cases=[(0.04,), (4.0,), (0.0771,)],
     mistakes=[
-        ("takes a range of 1; from -1 to 1 it is 2, and it enters squared", lambda mse: 10 * math.log10(1 / mse)),
+        (
+            "takes a range of 1; from -1 to 1 it is 2, and it enters squared",
+            lambda mse: 10 * math.log10(1 / mse),
+        ),
         ("forgets to square the range", lambda mse: 10 * math.log10(2 / mse)),
-        ("takes the natural logarithm; decibels count powers of ten", lambda mse: 10 * math.log(4 / mse)),
-        ("the factor 20 belongs to a ratio that is not squared; a mean squared error is squared already, so it is 10",
-         lambda mse: 20 * math.log10(4 / mse)),
-        ("the ratio is upside down: a small error must give a large number", lambda mse: 10 * math.log10(mse / 4)),
+        (
+            "takes the natural logarithm; decibels count powers of ten",
+            lambda mse: 10 * math.log(4 / mse),
+        ),
+        (
+            "the factor 20 belongs to a ratio that is not squared; "
+            "a mean squared error is squared already, so it is 10",
+            lambda mse: 20 * math.log10(4 / mse),
+        ),
+        (
+            "the ratio is upside down: a small error must give a large number",
+            lambda mse: 10 * math.log10(mse / 4),
+        ),
     ],
 )
 
 # %% ../../nbs/checks/11_pretrain.ipynb #45fe4f39
 def copy_nearest(
-    target: Tensor, masked: Tensor,
-    power: int = 2,  # 2 compares straight lines, 1 counts steps along rows and columns
-    line: bool = False,  # as if all patches stood in one line
-    last: bool = False,  # of equally near ones, the last
-) -> Tensor:
-    "Each patch as a copy of the nearest visible one."
+    target: Tensor,  # (B, N, P)
+    masked: Tensor,  # (B, N) bool, True where masked
+    power: int = 2,  # 2: straight-line distance, squared; 1: steps along rows and columns
+    line: bool = False,  # treat all patches as one row
+    last: bool = False,  # of equally near patches, copy the last
+) -> Tensor:  # (B, N, P)
+    "Replace each patch by a copy of the nearest visible one."
     B, N, P = target.shape
     side = N if line else round(N**0.5)
     row, column = torch.arange(N) // side, torch.arange(N) % side
@@ -92,25 +151,51 @@ def copy_nearest(
 
 # %% ../../nbs/checks/11_pretrain.ipynb #317658c0
 def hide(batch: int, n: int, kept: int) -> Tensor:  # (batch, n) bool
-    "A mask for each image, always the same ones."
+    "Make a mask for each image, the same on every call."
     order = torch.rand(batch, n, generator=torch.Generator().manual_seed(n)).argsort(1)
     return order >= kept
 
 
-numbered = torch.arange(3 * 25.0).reshape(3, 25, 1).repeat(1, 1, 2)  # every patch its own number, twice
+# each patch holds its own number, twice
+numbered = torch.arange(3 * 25.0).reshape(3, 25, 1).repeat(1, 1, 2)
 nearest_seen = Check(
     "nearest_seen",
     reference=copy_nearest,
-    cases=[(numbered[:1, :9], torch.tensor([[False, True, True, True, True, True, True, True, False]])),
-           (numbered[:2, :16], hide(2, 16, 4)), (numbered, hide(3, 25, 6))],
+    cases=[
+        (
+            numbered[:1, :9],
+            torch.tensor([[False, True, True, True, True, True, True, True, False]]),
+        ),
+        (numbered[:2, :16], hide(2, 16, 4)),
+        (numbered, hide(3, 25, 6)),
+    ],
     mistakes=[
-        ("measures along the reading order; the end of one row and the start of the next are far apart in the picture",
-         lambda t, m: copy_nearest(t, m, line=True)),
-        ("counts steps along rows and columns; a straight line is asked for: add the *squares*", lambda t, m: copy_nearest(t, m, power=1)),
-        ("copies hidden patches, each from itself: that is peeking; only visible ones may be copied", lambda t, m: t.clone()),
-        ("uses the mask of the first image for all; each has its own", lambda t, m: copy_nearest(t, m[:1].expand_as(m))),
-        ("visible and hidden are exchanged: `masked` is True where a patch is hidden", lambda t, m: copy_nearest(t, ~m)),
-        ("of several equally near patches it takes the last; the first in reading order is asked for",
-         lambda t, m: copy_nearest(t, m, last=True)),
+        (
+            "measures along the reading order; "
+            "the end of one row and the start of the next are far apart in the picture",
+            lambda t, m: copy_nearest(t, m, line=True),
+        ),
+        (
+            "counts steps along rows and columns; a straight line is asked for: add the *squares*",
+            lambda t, m: copy_nearest(t, m, power=1),
+        ),
+        (
+            "copies hidden patches, each from itself: that is peeking; "
+            "only visible ones may be copied",
+            lambda t, m: t.clone(),
+        ),
+        (
+            "uses the mask of the first image for all; each has its own",
+            lambda t, m: copy_nearest(t, m[:1].expand_as(m)),
+        ),
+        (
+            "visible and hidden are exchanged: `masked` is True where a patch is hidden",
+            lambda t, m: copy_nearest(t, ~m),
+        ),
+        (
+            "of several equally near patches it takes the last; "
+            "the first in reading order is asked for",
+            lambda t, m: copy_nearest(t, m, last=True),
+        ),
     ],
 )

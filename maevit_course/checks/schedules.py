@@ -17,23 +17,34 @@ peak_lr = Check(
     reference=lambda base, batch, processes: scaled_lr(base, batch * processes),
     cases=[(0.001, 256, 2), (0.001, 768, 1), (1.5e-4, 176, 8)],
     mistakes=[
-        ("counts the batch of one process only; all processes together make one step", lambda b, n, p: b * n / 256),
-        ("divides by the number of processes; more processes look at *more* images in a step", lambda b, n, p: b * n / p / 256),
+        (
+            "counts the batch of one process only; all processes together make one step",
+            lambda b, n, p: b * n / 256,
+        ),
+        (
+            "divides by the number of processes; more processes look at *more* images in a step",
+            lambda b, n, p: b * n / p / 256,
+        ),
         ("forgets that the base rate is meant for a batch of 256", lambda b, n, p: b * n * p),
         ("is upside down: larger batches take larger steps", lambda b, n, p: b * 256 / (n * p)),
-        ("that is the square-root rule, which some prefer; Equation 2 is linear", lambda b, n, p: b * (n * p / 256) ** 0.5),
+        (
+            "that is the square-root rule, which some prefer; Equation 2 is linear",
+            lambda b, n, p: b * (n * p / 256) ** 0.5,
+        ),
     ],
 )
 
 # %% ../../nbs/checks/09_schedules.ipynb #35746856
 def descent(part: float, peak: float, minimum: float) -> float:
-    "Half a cosine from `peak` to `minimum`."
+    "Return the rate after a fraction `part` of half a cosine from `peak` to `minimum`."
     return minimum + (peak - minimum) * (1 + math.cos(math.pi * part)) / 2
 
 
 def schedule_of(up: Callable, down: Callable) -> Callable:
-    "An answer from its two branches, each given (step, peak, warmup, total, minimum)."
-    return lambda step, peak, warmup, total, minimum: (up if step < warmup else down)(step, peak, warmup, total, minimum)
+    "Build an answer from its two branches, each given (step, peak, warmup, total, minimum)."
+    return lambda step, peak, warmup, total, minimum: (up if step < warmup else down)(
+        step, peak, warmup, total, minimum
+    )
 
 
 rise = lambda s, p, w, t, m: p * (s + 1) / w
@@ -42,30 +53,71 @@ fall = lambda s, p, w, t, m: descent(min(1, (s - w) / (t - w)), p, m)
 # %% ../../nbs/checks/09_schedules.ipynb #53d58144
 learning_rate = Check(
     "learning_rate",
-    reference=lambda step, peak, warmup, total, minimum: WarmupCosine(peak, warmup, total, minimum)(step),
-    cases=[(step, 2.0, 4, 12, minimum) for minimum in (0.0, 0.4) for step in (0, 3, 4, 6, 8, 11, 12, 15)] + [(0, 1.0, 0, 10, 0.0), (5, 1.0, 0, 10, 0.1)],
+    reference=lambda s, p, w, t, m: WarmupCosine(p, w, t, m)(s),
+    cases=[
+        (step, 2.0, 4, 12, minimum)
+        for minimum in (0.0, 0.4)
+        for step in (0, 3, 4, 6, 8, 11, 12, 15)
+    ]
+    + [(0, 1.0, 0, 10, 0.0), (5, 1.0, 0, 10, 0.1)],
     mistakes=[
-        ("step 0 does not move: the warm-up takes (step + 1) / warmup of the peak", schedule_of(lambda s, p, w, t, m: p * s / w, fall)),
-        ("the warm-up starts from the minimum; it starts from zero, with 1/warmup of the peak", schedule_of(lambda s, p, w, t, m: m + (p - m) * (s + 1) / w, fall)),
-        ("the descent forgets that it begins after the warm-up: measure its steps from `warmup` to `total`",
-         schedule_of(rise, lambda s, p, w, t, m: descent(min(1, s / t), p, m))),
-        ("the descent is too slow: it lasts total − warmup steps, not total", schedule_of(rise, lambda s, p, w, t, m: descent(min(1, (s - w) / t), p, m))),
-        ("climbs again after the end: the part of the descent is at most 1", schedule_of(rise, lambda s, p, w, t, m: descent((s - w) / (t - w), p, m))),
-        ("cuts the cosine off at the minimum; stretch it between peak and minimum instead",
-         schedule_of(rise, lambda s, p, w, t, m: max(m, fall(s, p, w, t, 0.0)))),
-        ("adds the minimum on top of the cosine, so that the peak is passed; stretch the cosine between peak and minimum",
-         schedule_of(rise, lambda s, p, w, t, m: m + fall(s, p, w, t, 0.0))),
-        ("descends in a straight line; half a cosine is wanted", schedule_of(rise, lambda s, p, w, t, m: p - (p - m) * min(1, (s - w) / (t - w)))),
-        ("goes down and up again: the angle runs from 0 to π, not to 2π", schedule_of(rise, lambda s, p, w, t, m: descent(2 * min(1, (s - w) / (t - w)), p, m))),
-        ("uses a quarter of a cosine; half of one, shifted up, goes from 1 to 0 and is flat at both ends",
-         schedule_of(rise, lambda s, p, w, t, m: m + (p - m) * math.cos(math.pi / 2 * min(1, (s - w) / (t - w))))),
+        (
+            "step 0 does not move: the warm-up takes (step + 1) / warmup of the peak",
+            schedule_of(lambda s, p, w, t, m: p * s / w, fall),
+        ),
+        (
+            "the warm-up starts from the minimum; it starts from zero, with 1/warmup of the peak",
+            schedule_of(lambda s, p, w, t, m: m + (p - m) * (s + 1) / w, fall),
+        ),
+        (
+            "the descent forgets that it begins after the warm-up: "
+            "measure its steps from `warmup` to `total`",
+            schedule_of(rise, lambda s, p, w, t, m: descent(min(1, s / t), p, m)),
+        ),
+        (
+            "the descent is too slow: it lasts total − warmup steps, not total",
+            schedule_of(rise, lambda s, p, w, t, m: descent(min(1, (s - w) / t), p, m)),
+        ),
+        (
+            "climbs again after the end: the part of the descent is at most 1",
+            schedule_of(rise, lambda s, p, w, t, m: descent((s - w) / (t - w), p, m)),
+        ),
+        (
+            "cuts the cosine off at the minimum; stretch it between peak and minimum instead",
+            schedule_of(rise, lambda s, p, w, t, m: max(m, fall(s, p, w, t, 0.0))),
+        ),
+        (
+            "adds the minimum on top of the cosine, so that the peak is passed; "
+            "stretch the cosine between peak and minimum",
+            schedule_of(rise, lambda s, p, w, t, m: m + fall(s, p, w, t, 0.0)),
+        ),
+        (
+            "descends in a straight line; half a cosine is wanted",
+            schedule_of(rise, lambda s, p, w, t, m: p - (p - m) * min(1, (s - w) / (t - w))),
+        ),
+        (
+            "goes down and up again: the angle runs from 0 to π, not to 2π",
+            schedule_of(rise, lambda s, p, w, t, m: descent(2 * min(1, (s - w) / (t - w)), p, m)),
+        ),
+        (
+            "uses a quarter of a cosine; "
+            "half of one, shifted up, goes from 1 to 0 and is flat at both ends",
+            schedule_of(
+                rise,
+                lambda s, p, w, t, m: (
+                    m + (p - m) * math.cos(math.pi / 2 * min(1, (s - w) / (t - w)))
+                ),
+            ),
+        ),
         ("forgets the minimum", schedule_of(rise, lambda s, p, w, t, m: fall(s, p, w, t, 0.0))),
     ],
 )
 
 # %% ../../nbs/checks/09_schedules.ipynb #c5477e1f
-def first_step(warmup: int, total: int, share: float, start: int, low_enough: Callable) -> int | None:
-    "The first step from `start` on whose rate, as a part of the peak, is low enough."
+def first_step(
+    warmup: int, total: int, share: float, start: int, low_enough: Callable
+) -> int | None:
+    "Find the first step from `start` on whose rate, as a fraction of the peak, is low enough."
     schedule = WarmupCosine(1.0, warmup, total, share)
     return next((step for step in range(start, total) if low_enough(schedule(step))), None)
 
@@ -75,27 +127,53 @@ half_way = Check(
     reference=lambda w, t, share: first_step(w, t, share, w, lambda rate: rate <= 0.5),
     cases=[(10, 110, 0.0), (0, 9, 0.0), (10, 110, 0.2), (400, 4000, 0.4), (10, 110, 0.6)],
     mistakes=[
-        ("finds a step of the warm-up, where the rate is still on its way up; begin the search at step `warmup`",
-         lambda w, t, share: first_step(w, t, share, 0, lambda rate: rate <= 0.5)),
-        ("counts from the end of the warm-up; count from the start of the run",
-         lambda w, t, share: None if share > 0.5 else first_step(w, t, share, w, lambda rate: rate <= 0.5) - w),
-        ("ignores the floor, which makes the descent shallower", lambda w, t, share: first_step(w, t, 0.0, w, lambda rate: rate <= 0.5)),
-        ("looks for less than half; exactly half will do", lambda w, t, share: first_step(w, t, share, w, lambda rate: rate < 0.5)),
-        ("that is half-way between peak and *minimum*; half of the peak is asked for", lambda w, t, share: first_step(w, t, share, w, lambda rate: rate <= 0.5 + share / 2)),
-        ("off by one: that is the last step above one half; the next one is asked for",
-         lambda w, t, share: None if share > 0.5 else first_step(w, t, share, w, lambda rate: rate <= 0.5) - 1),
-        ("that is the middle of the whole run, warm-up included; the descent has a middle of its own", lambda w, t, share: t // 2),
+        (
+            "finds a step of the warm-up, where the rate is still on its way up; "
+            "begin the search at step `warmup`",
+            lambda w, t, share: first_step(w, t, share, 0, lambda rate: rate <= 0.5),
+        ),
+        (
+            "counts from the end of the warm-up; count from the start of the run",
+            lambda w, t, share: (
+                None if share > 0.5 else first_step(w, t, share, w, lambda rate: rate <= 0.5) - w
+            ),
+        ),
+        (
+            "ignores the floor, which makes the descent shallower",
+            lambda w, t, share: first_step(w, t, 0.0, w, lambda rate: rate <= 0.5),
+        ),
+        (
+            "looks for less than half; exactly half will do",
+            lambda w, t, share: first_step(w, t, share, w, lambda rate: rate < 0.5),
+        ),
+        (
+            "that is half-way between peak and *minimum*; half of the peak is asked for",
+            lambda w, t, share: first_step(w, t, share, w, lambda rate: rate <= 0.5 + share / 2),
+        ),
+        (
+            "off by one: that is the last step above one half; the next one is asked for",
+            lambda w, t, share: (
+                None if share > 0.5 else first_step(w, t, share, w, lambda rate: rate <= 0.5) - 1
+            ),
+        ),
+        (
+            "that is the middle of the whole run, warm-up included; "
+            "the descent has a middle of its own",
+            lambda w, t, share: t // 2,
+        ),
     ],
 )
 
 # %% ../../nbs/checks/09_schedules.ipynb #9dfecf4a
-def by_height(height_of: Callable, power: Callable = lambda height, depth: depth + 1 - height) -> Callable:
-    "An answer from the height it gives a name, and the power of the decay it takes there."
+def by_height(
+    height_of: Callable, power: Callable = lambda height, depth: depth + 1 - height
+) -> Callable:
+    "Build an answer from a parameter's height and the power of the decay at that height."
     return lambda name, depth, decay: decay ** power(height_of(name, depth), depth)
 
 
 def one_digit(name: str, depth: int) -> int:
-    "Reads only the first digit of a layer's number."
+    "Return the height of a parameter, but read only the first digit of its layer's number."
     short = name.removeprefix("encoder.")
     return int(short[7]) + 1 if short.startswith("layers.") else layer_of(name, depth)
 
@@ -103,24 +181,70 @@ def one_digit(name: str, depth: int) -> int:
 layer_scale = Check(
     "layer_scale",
     reference=by_height(layer_of),
-    cases=[(name, depth, decay) for depth, decay in ((12, 0.75), (4, 0.5)) for name in
-           ("positions", "embed.weight", "layers.0.up.weight", "layers.3.down.bias", f"layers.{depth - 1}.norm1.weight", "norm.weight", "project.weight",
-            "encoder.embed.weight", "encoder.layers.2.attention.qkv.weight", "encoder.norm.bias", "head.weight")],
+    cases=[
+        (name, depth, decay)
+        for depth, decay in ((12, 0.75), (4, 0.5))
+        for name in (
+            "positions",
+            "embed.weight",
+            "layers.0.up.weight",
+            "layers.3.down.bias",
+            f"layers.{depth - 1}.norm1.weight",
+            "norm.weight",
+            "project.weight",
+            "encoder.embed.weight",
+            "encoder.layers.2.attention.qkv.weight",
+            "encoder.norm.bias",
+            "head.weight",
+        )
+    ],
     mistakes=[
-        ("is upside down: the top learns at the full rate, the bottom most slowly", by_height(layer_of, lambda height, depth: height)),
-        ("layer 0 sits *above* the embedding, at height 1: add one to the number in its name",
-         by_height(lambda name, depth: layer_of(name, depth) - ("layers." in name))),
-        ("the uppermost layer gets the full rate; only norm, projection and head do, the layer below them gets the decay once",
-         by_height(layer_of, lambda height, depth: max(0, depth - height))),
-        ("reads one digit of the layer's number; from layer 10 on there are two: split the name at its dots", by_height(one_digit)),
-        ("does not know names that begin with `encoder.`: take that prefix away first",
-         by_height(lambda name, depth: depth + 1 if name.startswith("encoder.") else layer_of(name, depth))),
-        ("the positions belong to the bottom, with the embedding", by_height(lambda name, depth: depth + 1 if name == "positions" else layer_of(name, depth))),
-        ("the embedding belongs to the bottom, with the positions", by_height(lambda name, depth: depth + 1 if "embed." in name else layer_of(name, depth))),
-        ("norm, projection and head stand *above* the last layer, with the full rate; only embedding and positions are at the bottom",
-         by_height(lambda name, depth: layer_of(name, depth) % (depth + 1))),
-        ("multiplies by the number of steps down; each step multiplies by the decay once more: a power",
-         lambda name, depth, decay: decay * (depth + 1 - layer_of(name, depth))),
+        (
+            "is upside down: the top learns at the full rate, the bottom most slowly",
+            by_height(layer_of, lambda height, depth: height),
+        ),
+        (
+            "layer 0 sits *above* the embedding, at height 1: add one to the number in its name",
+            by_height(lambda name, depth: layer_of(name, depth) - ("layers." in name)),
+        ),
+        (
+            "the uppermost layer gets the full rate; "
+            "only norm, projection and head do, the layer below them gets the decay once",
+            by_height(layer_of, lambda height, depth: max(0, depth - height)),
+        ),
+        (
+            "reads one digit of the layer's number; from layer 10 on there are two: "
+            "split the name at its dots",
+            by_height(one_digit),
+        ),
+        (
+            "does not know names that begin with `encoder.`: take that prefix away first",
+            by_height(
+                lambda name, depth: (
+                    depth + 1 if name.startswith("encoder.") else layer_of(name, depth)
+                )
+            ),
+        ),
+        (
+            "the positions belong to the bottom, with the embedding",
+            by_height(
+                lambda name, depth: depth + 1 if name == "positions" else layer_of(name, depth)
+            ),
+        ),
+        (
+            "the embedding belongs to the bottom, with the positions",
+            by_height(lambda name, depth: depth + 1 if "embed." in name else layer_of(name, depth)),
+        ),
+        (
+            "norm, projection and head stand *above* the last layer, with the full rate; "
+            "only embedding and positions are at the bottom",
+            by_height(lambda name, depth: layer_of(name, depth) % (depth + 1)),
+        ),
+        (
+            "multiplies by the number of steps down; "
+            "each step multiplies by the decay once more: a power",
+            lambda name, depth, decay: decay * (depth + 1 - layer_of(name, depth)),
+        ),
     ],
 )
 
@@ -130,12 +254,31 @@ leftover = Check(
     reference=lambda rates, decay: math.prod((1 - rate * decay for rate in rates), start=1.0),
     cases=[([0.1], 0.05), ([0.5, 1.0, 0.2], 0.3), ([1e-3] * 1000, 0.05), ([], 0.05)],
     mistakes=[
-        ("adds up what is lost; each step takes its part of what is *left*, so multiply", lambda rates, decay: 1 - decay * sum(rates)),
-        ("forgets the learning rate: AdamW multiplies by 1 − lr · weight decay", lambda rates, decay: (1 - decay) ** len(rates)),
-        ("gives what is lost; what is left is asked for", lambda rates, decay: 1 - math.prod(1 - rate * decay for rate in rates)),
-        ("multiplies what is lost at each step; what is left is multiplied: 1 − lr · weight decay", lambda rates, decay: math.prod(rate * decay for rate in rates)),
-        ("takes the first rate for all steps; each has its own", lambda rates, decay: (1 - decay * rates[0]) ** len(rates) if rates else 1.0),
-        ("is the formula for very many very small steps; multiply the factors themselves", lambda rates, decay: math.exp(-decay * sum(rates))),
+        (
+            "adds up what is lost; each step takes its part of what is *left*, so multiply",
+            lambda rates, decay: 1 - decay * sum(rates),
+        ),
+        (
+            "forgets the learning rate: AdamW multiplies by 1 − lr · weight decay",
+            lambda rates, decay: (1 - decay) ** len(rates),
+        ),
+        (
+            "gives what is lost; what is left is asked for",
+            lambda rates, decay: 1 - math.prod(1 - rate * decay for rate in rates),
+        ),
+        (
+            "multiplies what is lost at each step; what is left is multiplied: "
+            "1 − lr · weight decay",
+            lambda rates, decay: math.prod(rate * decay for rate in rates),
+        ),
+        (
+            "takes the first rate for all steps; each has its own",
+            lambda rates, decay: (1 - decay * rates[0]) ** len(rates) if rates else 1.0,
+        ),
+        (
+            "is the formula for very many very small steps; multiply the factors themselves",
+            lambda rates, decay: math.exp(-decay * sum(rates)),
+        ),
     ],
     tolerance=1e-6,
 )

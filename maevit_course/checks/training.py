@@ -8,6 +8,7 @@ __all__ = ['schedule', 'next_lr', 'batches_of_epoch', 'snapshot', 'large_step', 
            'swallow_error', 'delete_first', 'from_elsewhere']
 
 # %% ../../nbs/checks/10_training.ipynb #f5bfd696
+import contextlib
 import copy
 import os
 import tempfile
@@ -27,26 +28,52 @@ from ..schedules import WarmupCosine
 schedule = WarmupCosine(peak=1.0, warmup_steps=4, total_steps=30)
 next_lr = Check(
     "next_lr",
-    reference=lambda epoch, step, n_images, batch_size, schedule: schedule(epoch * (n_images // batch_size) + step),
-    cases=[(0, 0, 100, 30, schedule), (0, 2, 100, 30, schedule), (2, 1, 100, 30, schedule), (4, 0, 100, 30, schedule)],
+    reference=lambda epoch, step, n_images, batch_size, schedule: schedule(
+        epoch * (n_images // batch_size) + step
+    ),
+    cases=[
+        (0, 0, 100, 30, schedule),
+        (0, 2, 100, 30, schedule),
+        (2, 1, 100, 30, schedule),
+        (4, 0, 100, 30, schedule),
+    ],
     mistakes=[
-        ("counts the steps of this epoch only: every epoch would begin with a warm-up of its own", lambda e, s, n, b, lr: lr(s)),
-        ("forgets the steps that the epoch under way has already taken", lambda e, s, n, b, lr: lr(e * (n // b))),
-        ("off by one: the first step has number 0, so after k steps the next one has number k",
-         lambda e, s, n, b, lr: lr(e * (n // b) + s + 1)),
-        ("counts a last, incomplete batch in every epoch; it is left out", lambda e, s, n, b, lr: lr(e * -(-n // b) + s)),
-        ("carries the images that are left over into the next epoch; every epoch leaves out its own",
-         lambda e, s, n, b, lr: lr(e * n // b + s)),
-        ("an epoch has a whole number of steps: divide with `//`", lambda e, s, n, b, lr: lr(e * n / b + s)),
+        (
+            "counts the steps of this epoch only: "
+            "every epoch would begin with a warm-up of its own",
+            lambda e, s, n, b, lr: lr(s),
+        ),
+        (
+            "forgets the steps that the epoch under way has already taken",
+            lambda e, s, n, b, lr: lr(e * (n // b)),
+        ),
+        (
+            "off by one: the first step has number 0, so after k steps the next one has number k",
+            lambda e, s, n, b, lr: lr(e * (n // b) + s + 1),
+        ),
+        (
+            "counts a last, incomplete batch in every epoch; it is left out",
+            lambda e, s, n, b, lr: lr(e * -(-n // b) + s),
+        ),
+        (
+            "carries the images that are left over into the next epoch; "
+            "every epoch leaves out its own",
+            lambda e, s, n, b, lr: lr(e * n // b + s),
+        ),
+        (
+            "an epoch has a whole number of steps: divide with `//`",
+            lambda e, s, n, b, lr: lr(e * n / b + s),
+        ),
         ("counts images; the schedule wants steps", lambda e, s, n, b, lr: lr(e * n + s * b)),
     ],
 )
 
 # %% ../../nbs/checks/10_training.ipynb #77156e67
 def batches_from(
-    order: Callable[[int, int, int], Tensor],  # (n_images, epoch, seed) -> a row of places
+    order: Callable[[int, int, int], Tensor],  # (n_images, epoch, seed) -> (n_images,) indices
 ) -> Callable[[int, int, int, int], Tensor]:
-    "An answer that cuts this order into whole batches."
+    "Build an answer that cuts this order into full batches."
+
     def answer(n_images, batch_size, epoch, seed):
         row = order(n_images, epoch, seed)
         steps = len(row) // batch_size
@@ -56,28 +83,32 @@ def batches_from(
 
 
 def shuffled(n: int, *parts: int | str) -> Tensor:
-    "A random order that depends on the parts alone."
+    "Return a random order that depends on the parts alone."
     return torch.randperm(n, generator=torch.Generator().manual_seed(derive_seed(*parts)))
 
 
 def after_seeding(n: int, *parts: int | str) -> Tensor:
-    "The same, but through the global generator."
+    "Return a random order like `shuffled`, but from the global generator."
     set_seed(*parts)
     return torch.randperm(n)
 
 # %% ../../nbs/checks/10_training.ipynb #d5107b9c
 def look_at_batches(answer: Callable, n_images: int, batch_size: int) -> dict:
-    "What must be true of the batches of an epoch, whatever the seeds are."
-    batches = lambda epoch, seed: [[int(i) for i in batch] for batch in answer(n_images, batch_size, epoch, seed)]
+    "Collect what must be true of the batches of an epoch, whatever the seeds are."
+    batches = lambda epoch, seed: [
+        [int(i) for i in batch] for batch in answer(n_images, batch_size, epoch, seed)
+    ]
     before = torch.get_rng_state()
     epochs = [batches(epoch, 0) for epoch in range(12)]
     untouched = torch.equal(before, torch.get_rng_state())
-    torch.rand(1)  # somebody else draws a number
+    torch.rand(1)  # other code draws a number
     images = [image for batch in epochs[0] for image in batch]
     return {
         "batch sizes": [len(batch) for batch in epochs[0]],
         "images used twice in an epoch": len(images) - len(set(images)),
-        "images seen in twelve epochs": len({image for epoch in epochs for batch in epoch for image in batch}),
+        "images seen in twelve epochs": len(
+            {image for epoch in epochs for batch in epoch for image in batch}
+        ),
         "the same when asked again": batches(1, 0) == epochs[1],
         "another order in each epoch": epochs[0] != epochs[1],
         "another order for another seed": batches(0, 1) != epochs[0],
@@ -92,33 +123,58 @@ batches_of_epoch = Check(
     cases=[(12, 4), (14, 4)],
     use=look_at_batches,
     mistakes=[
-        ("the order comes from the global stream: it depends on whatever was drawn before, so a resumed run gets another one",
-         batches_from(lambda n, epoch, seed: torch.randperm(n))),
-        ("the order is right, but it seeds the global generator, and with it all dropout and masks that follow: use a `torch.Generator` of its own",
-         batches_from(lambda n, epoch, seed: after_seeding(n, seed, "order", epoch))),
-        ("every epoch has the same order: the epoch must be a part of the seed", batches_from(lambda n, epoch, seed: shuffled(n, seed))),
-        ("two runs with different seeds have the same order: the seed must be a part of it", batches_from(lambda n, epoch, seed: shuffled(n, epoch))),
-        ("adds seed and epoch: then epoch 1 of run 0 is epoch 0 of run 1; `derive_seed` keeps them apart",
-         batches_from(lambda n, epoch, seed: shuffled(n, seed + epoch))),
-        ("the last batch is smaller than the others: leave it out",
-         lambda n, size, epoch, seed: shuffled(n, seed, epoch).split(size)),
-        ("leaves the same images out of every epoch: shuffle all of them first, then cut",
-         lambda n, size, epoch, seed: shuffled(n // size * size, seed, epoch).view(-1, size)),
-        ("draws with replacement, some images twice and others never: an epoch is a permutation",
-         batches_from(lambda n, epoch, seed: torch.randint(n, (n,), generator=torch.Generator().manual_seed(derive_seed(seed, epoch))))),
+        (
+            "the order comes from the global stream: "
+            "it depends on whatever was drawn before, so a resumed run gets another one",
+            batches_from(lambda n, epoch, seed: torch.randperm(n)),
+        ),
+        (
+            "the order is right, but it seeds the global generator, "
+            "and with it all dropout and masks that follow: use a `torch.Generator` of its own",
+            batches_from(lambda n, epoch, seed: after_seeding(n, seed, "order", epoch)),
+        ),
+        (
+            "every epoch has the same order: the epoch must be a part of the seed",
+            batches_from(lambda n, epoch, seed: shuffled(n, seed)),
+        ),
+        (
+            "two runs with different seeds have the same order: the seed must be a part of it",
+            batches_from(lambda n, epoch, seed: shuffled(n, epoch)),
+        ),
+        (
+            "adds seed and epoch: then epoch 1 of run 0 is epoch 0 of run 1; "
+            "`derive_seed` keeps them apart",
+            batches_from(lambda n, epoch, seed: shuffled(n, seed + epoch)),
+        ),
+        (
+            "the last batch is smaller than the others: leave it out",
+            lambda n, size, epoch, seed: shuffled(n, seed, epoch).split(size),
+        ),
+        (
+            "leaves the same images out of every epoch: shuffle all of them first, then cut",
+            lambda n, size, epoch, seed: shuffled(n // size * size, seed, epoch).view(-1, size),
+        ),
+        (
+            "draws with replacement, some images twice and others never: an epoch is a permutation",
+            batches_from(
+                lambda n, epoch, seed: torch.randint(
+                    n, (n,), generator=torch.Generator().manual_seed(derive_seed(seed, epoch))
+                )
+            ),
+        ),
     ],
 )
 
 # %% ../../nbs/checks/10_training.ipynb #037c3f4e
 def fresh() -> tuple[nn.Module, torch.optim.Optimizer]:
-    "A small model and its optimizer, always the same."
+    "Build a small model and its optimizer, the same on every call."
     set_seed(0, "fresh")
     model = nn.Linear(3, 2)
     return model, torch.optim.AdamW(model.parameters(), lr=0.1)
 
 
 def train_steps(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
-    "Steps whose images depend on nothing but their number."
+    "Train from step `first` to before `last`; the images depend only on the step."
     for step in range(first, last):
         x = torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
         F.mse_loss(model(x), x[:, :2]).backward()
@@ -127,41 +183,77 @@ def train_steps(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, 
 
 
 def restore_and_finish(answer: Callable, done: int, total: int) -> dict:
-    "Take a snapshot after some steps; what does a run that is resumed from it end with?"
+    "Take a snapshot after `done` steps, resume from it and return what that run ends with."
     model, optimizer = fresh()
     train_steps(model, optimizer, 0, done)
     state = answer(model, optimizer, done)
-    train_steps(model, optimizer, done, total)  # life goes on after a checkpoint
+    train_steps(model, optimizer, done, total)  # training goes on after the snapshot
     model, optimizer = fresh()
     model.load_state_dict(state["model"])
     if "optimizer" in state:
         optimizer.load_state_dict(state["optimizer"])
     train_steps(model, optimizer, state.get("step", 0), total)
-    return {"keys": sorted(state), "step": state.get("step"), "weights at the end": model.weight.detach().clone()}
+    return {
+        "keys": sorted(state),
+        "step": state.get("step"),
+        "weights at the end": model.weight.detach().clone(),
+    }
 
 # %% ../../nbs/checks/10_training.ipynb #8f1fbbc1
 snapshot = Check(
     "snapshot",
-    reference=lambda model, optimizer, step: copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}),
+    reference=lambda model, optimizer, step: copy.deepcopy(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    ),
     cases=[(3, 6), (1, 4)],
     use=restore_and_finish,
     mistakes=[
-        ("`state_dict()` returns the living tensors, which the next steps change: a snapshot must copy them",
-         lambda model, optimizer, step: {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}),
-        ("the weights are copied, but the optimizer's means are still the living ones: copy them as well",
-         lambda model, optimizer, step: {"model": copy.deepcopy(model.state_dict()), "optimizer": optimizer.state_dict(), "step": step}),
-        ("the optimizer's state is copied, but the weights are still the living ones: copy them as well",
-         lambda model, optimizer, step: {"model": model.state_dict(), "optimizer": copy.deepcopy(optimizer.state_dict()), "step": step}),
-        ("forgets the optimizer: AdamW's running means would start from zero again",
-         lambda model, optimizer, step: copy.deepcopy({"model": model.state_dict(), "step": step})),
-        ("forgets which step it is: a resumed run would start from step 0, with its images and its learning rate",
-         lambda model, optimizer, step: copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict()})),
+        (
+            "`state_dict()` returns the living tensors, which the next steps change: "
+            "a snapshot must copy them",
+            lambda model, optimizer, step: {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+            },
+        ),
+        (
+            "the weights are copied, but the optimizer's means are still the living ones: "
+            "copy them as well",
+            lambda model, optimizer, step: {
+                "model": copy.deepcopy(model.state_dict()),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+            },
+        ),
+        (
+            "the optimizer's state is copied, but the weights are still the living ones: "
+            "copy them as well",
+            lambda model, optimizer, step: {
+                "model": model.state_dict(),
+                "optimizer": copy.deepcopy(optimizer.state_dict()),
+                "step": step,
+            },
+        ),
+        (
+            "forgets the optimizer: AdamW's running means would start from zero again",
+            lambda model, optimizer, step: copy.deepcopy(
+                {"model": model.state_dict(), "step": step}
+            ),
+        ),
+        (
+            "forgets which step it is: "
+            "a resumed run would start from step 0, with its images and its learning rate",
+            lambda model, optimizer, step: copy.deepcopy(
+                {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            ),
+        ),
     ],
 )
 
 # %% ../../nbs/checks/10_training.ipynb #e448c387
 class WatchedLoss:
-    "A mean loss that knows how large the pieces were and how many graphs were alive at once."
+    "Mean loss that records the largest piece and the largest number of graphs alive at once."
 
     def __init__(self):
         self.largest, self.alive, self.most_alive = 0, 0, 0
@@ -169,7 +261,8 @@ class WatchedLoss:
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         loss = F.cross_entropy(model(images), labels)
         self.alive += 1
-        self.largest, self.most_alive = max(self.largest, len(images)), max(self.most_alive, self.alive)
+        self.largest = max(self.largest, len(images))
+        self.most_alive = max(self.most_alive, self.alive)
         loss.register_hook(self.forget)
         return loss
 
@@ -178,18 +271,28 @@ class WatchedLoss:
 
 
 def take_large_steps(answer: Callable, batch: int, piece: int) -> dict:
-    "Weights after two steps of SGD, and what they needed."
+    "Take two steps of SGD and return the weights and what the steps kept in memory."
     set_seed(0, "large steps")
     model, loss_fn = nn.Linear(4, 3), WatchedLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for _ in range(2):
         images, labels = torch.randn(batch, 4), torch.randint(3, (batch,))
         answer(model, optimizer, loss_fn, images, labels, piece)
-    return {"weights": model.weight.detach().clone(), "images in memory at once": loss_fn.largest, "pieces kept for backward": loss_fn.most_alive}
+    return {
+        "weights": model.weight.detach().clone(),
+        "images in memory at once": loss_fn.largest,
+        "pieces kept for backward": loss_fn.most_alive,
+    }
 
 # %% ../../nbs/checks/10_training.ipynb #fe4754e5
-def step_in_pieces(weight: Callable[[int, int, int], float], clear: bool = True) -> Callable:
-    "An answer that weights each piece; arguments of `weight`: images in the piece, in the batch, and the piece's full size."
+def step_in_pieces(
+    weight: Callable[
+        [int, int, int], float
+    ],  # (images in the piece, in the batch, full piece size)
+    clear: bool = True,  # clear the gradients after the step
+) -> Callable:
+    "Build an answer that weights the loss of each piece."
+
     def answer(model, optimizer, loss_fn, images, labels, piece):
         for x, y in zip(images.split(piece), labels.split(piece)):
             (loss_fn(model, x, y) * weight(len(x), len(images), piece)).backward()
@@ -201,7 +304,8 @@ def step_in_pieces(weight: Callable[[int, int, int], float], clear: bool = True)
 
 # %% ../../nbs/checks/10_training.ipynb #0011b9ce
 def all_at_once(model, optimizer, loss_fn, images, labels, piece):
-    step_in_pieces(lambda n, total, piece: 1.0)(model, optimizer, loss_fn, images, labels, len(images))
+    step = step_in_pieces(lambda n, total, piece: 1.0)
+    step(model, optimizer, loss_fn, images, labels, len(images))
 
 
 def last_piece_only(model, optimizer, loss_fn, images, labels, piece):
@@ -219,7 +323,10 @@ def step_each(model, optimizer, loss_fn, images, labels, piece):
 
 
 def one_backward(model, optimizer, loss_fn, images, labels, piece):
-    sum(loss_fn(model, x, y) * len(x) / len(images) for x, y in zip(images.split(piece), labels.split(piece))).backward()
+    sum(
+        loss_fn(model, x, y) * len(x) / len(images)
+        for x, y in zip(images.split(piece), labels.split(piece))
+    ).backward()
     optimizer.step()
     optimizer.zero_grad()
 
@@ -230,51 +337,75 @@ large_step = Check(
     cases=[(8, 4), (10, 4)],
     use=take_large_steps,
     mistakes=[
-        ("adds up the means of the pieces: the step is as many times too long as there are pieces", step_in_pieces(lambda n, total, piece: 1.0)),
-        ("all pieces count the same, but the last one is smaller: weight each by its share of the images",
-         step_in_pieces(lambda n, total, piece: 1 / -(-total // piece))),
-        ("never clears the gradients: the second step still holds those of the first", step_in_pieces(lambda n, total, piece: n / total, clear=False)),
+        (
+            "adds up the means of the pieces: "
+            "the step is as many times too long as there are pieces",
+            step_in_pieces(lambda n, total, piece: 1.0),
+        ),
+        (
+            "all pieces count the same, but the last one is smaller: "
+            "weight each by its share of the images",
+            step_in_pieces(lambda n, total, piece: 1 / -(-total // piece)),
+        ),
+        (
+            "never clears the gradients: the second step still holds those of the first",
+            step_in_pieces(lambda n, total, piece: n / total, clear=False),
+        ),
         ("the whole batch goes through the model at once: no memory is saved", all_at_once),
         ("clears the gradients before each piece: only the last one counts", last_piece_only),
         ("takes a step after each piece: several small steps instead of a large one", step_each),
-        ("the step is right, but one `backward` for the sum keeps every piece in memory until then: call it for each piece", one_backward),
+        (
+            "the step is right, but one `backward` for the sum keeps every piece "
+            "in memory until then: call it for each piece",
+            one_backward,
+        ),
     ],
 )
 
 # %% ../../nbs/checks/10_training.ipynb #55ec7abf
 class PowerFailure(OSError):
-    "What happens in the middle of writing."
+    "Error in the middle of writing."
 
 
 def stream(pieces: list[bytes], fails: bool) -> Iterator[bytes]:
-    "The pieces one by one; perhaps the power fails before the last."
-    for piece in pieces[:-1]:
-        yield piece
+    "Yield the pieces one by one; if `fails`, raise `PowerFailure` before the last."
+    yield from pieces[:-1]
     if fails:
         raise PowerFailure("the power fails")
     yield pieces[-1]
 
 
 def write_and_look(answer: Callable, pieces: list[bytes], fails: bool) -> dict:
-    "Replace a file; what does its folder look like then?"
+    "Replace a file and return what its folder holds afterwards."
     with tempfile.TemporaryDirectory() as folder:
         path, renamed, error = Path(folder) / "weights", [], None
         path.write_bytes(b"old")
 
         def watched(rename):
             def call(source, target, **more):
-                renamed.append("beside it" if Path(source).parent == path.parent else "from another folder")
+                renamed.append(
+                    "beside it" if Path(source).parent == path.parent else "from another folder"
+                )
                 renamed.append("old file there" if path.exists() else "no file there")
                 return rename(source, target, **more)
+
             return call
 
-        with mock.patch("os.replace", watched(os.replace)), mock.patch("os.rename", watched(os.rename)):
+        with (
+            mock.patch("os.replace", watched(os.replace)),
+            mock.patch("os.rename", watched(os.rename)),
+        ):
             try:
                 answer(path, stream(pieces, fails))
             except PowerFailure as failure:
                 error = str(failure)
         others = [p.name for p in Path(folder).iterdir() if p != path]
-        return {"content": path.read_bytes() if path.exists() else None, "other files": len(others), "error": error, "renamed": renamed}
+        return {
+            "content": path.read_bytes() if path.exists() else None,
+            "other files": len(others),
+            "error": error,
+            "renamed": renamed,
+        }
 
 # %% ../../nbs/checks/10_training.ipynb #c21ef49f
 def right_write(path, pieces):
@@ -300,10 +431,8 @@ def leave_rubbish(path, pieces):
 
 
 def swallow_error(path, pieces):
-    try:
+    with contextlib.suppress(OSError):
         right_write(path, pieces)
-    except OSError:
-        pass
 
 # %% ../../nbs/checks/10_training.ipynb #fb4d70a0
 def delete_first(path, pieces):
@@ -329,12 +458,34 @@ write_whole = Check(
     cases=[([b"new, ", b"and longer"], False), ([b"new, ", b"and longer"], True)],
     use=write_and_look,
     mistakes=[
-        ("writes over the old file: when the power fails, half of the new one is all that is left", write_in_place),
-        ("collects everything first, but still writes over the old file, and that takes time too: write under another name, then rename",
-         lambda path, pieces: path.write_bytes(b"".join(pieces))),
-        ("the old file survives, but after a failure the half-written one stays in the folder: clean up, whatever happens", leave_rubbish),
-        ("hides the error: whoever called believes that the file was written; let it through", swallow_error),
-        ("deletes the old file before the renaming: for a moment there is none at all; `os.replace` replaces it in one go", delete_first),
-        ("the temporary file lies in another folder, perhaps on another disk, where a renaming is a copy: put it beside the target", from_elsewhere),
+        (
+            "writes over the old file: "
+            "when the power fails, half of the new one is all that is left",
+            write_in_place,
+        ),
+        (
+            "collects everything first, but still writes over the old file, "
+            "and that takes time too: write under another name, then rename",
+            lambda path, pieces: path.write_bytes(b"".join(pieces)),
+        ),
+        (
+            "the old file survives, but after a failure the half-written one stays in the folder: "
+            "clean up, whatever happens",
+            leave_rubbish,
+        ),
+        (
+            "hides the error: whoever called believes that the file was written; let it through",
+            swallow_error,
+        ),
+        (
+            "deletes the old file before the renaming: for a moment there is none at all; "
+            "`os.replace` replaces it in one go",
+            delete_first,
+        ),
+        (
+            "the temporary file lies in another folder, perhaps on another disk, "
+            "where a renaming is a copy: put it beside the target",
+            from_elsewhere,
+        ),
     ],
 )

@@ -15,25 +15,45 @@ from ..transformer import attend
 
 # %% ../../nbs/checks/04_transformer.ipynb #fbd2fafa
 generator = torch.Generator().manual_seed(4)
-one_head = tuple(torch.randint(-3, 4, (3, 3, 2), generator=generator).float())  # q, k, v, each (T, D)
-batch = tuple(torch.randn(3, 2, 3, 4, 8, generator=generator))  # q, k, v, each (B, H, T, D/H)
+# q, k and v: (T, D) for one head, (B, H, T, D/H) for a batch
+one_head = tuple(torch.randint(-3, 4, (3, 3, 2), generator=generator).float())
+batch = tuple(torch.randn(3, 2, 3, 4, 8, generator=generator))
 attention = Check(
     "attention",
     reference=attend,
     cases=[one_head, batch],
     mistakes=[
-        ("the scores are not scaled: divide them by the root of the width before the softmax", lambda q, k, v: (q @ k.mT).softmax(-1) @ v),
-        ("divides by the width; scores spread with its *root*", lambda q, k, v: (q @ k.mT / q.shape[-1]).softmax(-1) @ v),
-        ("scales by the number of tokens; what makes scores large is the *width*, the last axis",
-         lambda q, k, v: (q @ k.mT / q.shape[-2] ** 0.5).softmax(-1) @ v),
-        ("the scale comes too late: after the softmax it only makes the answer smaller. Scale the scores",
-         lambda q, k, v: (q @ k.mT).softmax(-1) / q.shape[-1] ** 0.5 @ v),
-        ("the softmax runs along the wrong axis: the weights of *one asking token* must add up to one, and those stand in a row",
-         lambda q, k, v: (q @ k.mT / q.shape[-1] ** 0.5).softmax(-2) @ v),
-        ("queries and keys are exchanged: row i of the scores must hold what token i asks, so the queries come first",
-         lambda q, k, v: (k @ q.mT / q.shape[-1] ** 0.5).softmax(-1) @ v),
-        ("those are the weights; one product is missing, with the values they are weights of",
-         lambda q, k, v: (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)),
+        (
+            "the scores are not scaled: divide them by the root of the width before the softmax",
+            lambda q, k, v: (q @ k.mT).softmax(-1) @ v,
+        ),
+        (
+            "divides by the width; scores spread with its *root*",
+            lambda q, k, v: (q @ k.mT / q.shape[-1]).softmax(-1) @ v,
+        ),
+        (
+            "scales by the number of tokens; what makes scores large is the *width*, the last axis",
+            lambda q, k, v: (q @ k.mT / q.shape[-2] ** 0.5).softmax(-1) @ v,
+        ),
+        (
+            "the scale comes too late: "
+            "after the softmax it only makes the answer smaller. Scale the scores",
+            lambda q, k, v: (q @ k.mT).softmax(-1) / q.shape[-1] ** 0.5 @ v,
+        ),
+        (
+            "the softmax runs along the wrong axis: "
+            "the weights of *one asking token* must add up to one, and those stand in a row",
+            lambda q, k, v: (q @ k.mT / q.shape[-1] ** 0.5).softmax(-2) @ v,
+        ),
+        (
+            "queries and keys are exchanged: "
+            "row i of the scores must hold what token i asks, so the queries come first",
+            lambda q, k, v: (k @ q.mT / q.shape[-1] ** 0.5).softmax(-1) @ v,
+        ),
+        (
+            "those are the weights; one product is missing, with the values they are weights of",
+            lambda q, k, v: (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1),
+        ),
     ],
 )
 
@@ -43,19 +63,32 @@ merge_heads = Check(
     reference=lambda answers: rearrange(answers, "B H T d -> B T (H d)"),
     cases=[(torch.arange(12.0).reshape(1, 2, 3, 2),), (torch.arange(120.0).reshape(2, 3, 4, 5),)],
     mistakes=[
-        ("the shape is right, but the numbers of different tokens are mixed: a reshape never changes the order, so bring the token axis "
-         "before the head axis first", lambda x: x.reshape(x.shape[0], x.shape[2], -1)),
-        ("the heads are interleaved: head 0 must fill the *first* d numbers of a token, head 1 the next d, and so on",
-         lambda x: rearrange(x, "B H T d -> B T (d H)")),
-        ("the heads stand one after the other as if they were tokens; they belong side by side in the width",
-         lambda x: rearrange(x, "B H T d -> B (H T) d")),
-        ("takes the mean of the heads; each has something of its own to say, so put them side by side", lambda x: x.mean(1)),
+        (
+            "the shape is right, but the numbers of different tokens are mixed: "
+            "a reshape never changes the order, so bring the token axis before the head axis first",
+            lambda x: x.reshape(x.shape[0], x.shape[2], -1),
+        ),
+        (
+            "the heads are interleaved: "
+            "head 0 must fill the *first* d numbers of a token, head 1 the next d, and so on",
+            lambda x: rearrange(x, "B H T d -> B T (d H)"),
+        ),
+        (
+            "the heads stand one after the other as if they were tokens; "
+            "they belong side by side in the width",
+            lambda x: rearrange(x, "B H T d -> B (H T) d"),
+        ),
+        (
+            "takes the mean of the heads; "
+            "each has something of its own to say, so put them side by side",
+            lambda x: x.mean(1),
+        ),
     ],
 )
 
 # %% ../../nbs/checks/04_transformer.ipynb #6dd6d96b
 def layer_norm_with(x, gain, bias, axis=-1, unbiased=False, eps=1e-5):
-    "LayerNorm with knobs to turn the wrong way."
+    "Apply LayerNorm with a choice of axis, variance estimate and eps, to imitate mistakes."
     mean, variance = x.mean(axis, keepdim=True), x.var(axis, keepdim=True, unbiased=unbiased)
     return (x - mean) / (variance + eps).sqrt() * gain + bias
 
@@ -70,29 +103,70 @@ layer_norm = Check(
     reference=lambda x, gain, bias: F.layer_norm(x, x.shape[-1:], gain, bias),
     cases=[(tokens[0], gain, bias), (tokens, gain, bias), (quiet, gain, bias)],
     mistakes=[
-        ("gain and bias are not used: multiply by the one, then add the other", lambda x, g, b: layer_norm_with(x, 1, 0)),
-        ("divides the squares by D - 1, as `var` and `std` do unless told otherwise; LayerNorm divides by D",
-         lambda x, g, b: layer_norm_with(x, g, b, unbiased=True)),
-        ("normalises over the tokens; each token is normalised by itself, over its width, the last axis",
-         lambda x, g, b: layer_norm_with(x, g, b, axis=-2)),
-        ("takes one mean for everything; each token has its own", lambda x, g, b: layer_norm_with(x, g, b, axis=tuple(range(x.ndim)))),
-        ("divides by the variance; divide by its *root*, or large tokens come out small",
-         lambda x, g, b: (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5) * g + b),
-        ("a token whose numbers are all equal has variance 0, and 0/0 is no number: add 1e-5 to the variance",
-         lambda x, g, b: layer_norm_with(x, g, b, eps=0.0)),
-        ("the 1e-5 is added to the root; it belongs to the variance, *under* the root, or quiet tokens come out too loud",
-         lambda x, g, b: (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True, unbiased=False) + 1e-5) * g + b),
-        ("the bias is added before the gain multiplies; gain first, then bias",
-         lambda x, g, b: (layer_norm_with(x, 1, 0) + b) * g),
+        (
+            "gain and bias are not used: multiply by the one, then add the other",
+            lambda x, g, b: layer_norm_with(x, 1, 0),
+        ),
+        (
+            "divides the squares by D - 1, as `var` and `std` do unless told otherwise; "
+            "LayerNorm divides by D",
+            lambda x, g, b: layer_norm_with(x, g, b, unbiased=True),
+        ),
+        (
+            "normalises over the tokens; "
+            "each token is normalised by itself, over its width, the last axis",
+            lambda x, g, b: layer_norm_with(x, g, b, axis=-2),
+        ),
+        (
+            "takes one mean for everything; each token has its own",
+            lambda x, g, b: layer_norm_with(x, g, b, axis=tuple(range(x.ndim))),
+        ),
+        (
+            "divides by the variance; divide by its *root*, or large tokens come out small",
+            lambda x, g, b: (
+                (x - x.mean(-1, keepdim=True))
+                / (x.var(-1, keepdim=True, unbiased=False) + 1e-5)
+                * g
+                + b
+            ),
+        ),
+        (
+            "a token whose numbers are all equal has variance 0, and 0/0 is no number: "
+            "add 1e-5 to the variance",
+            lambda x, g, b: layer_norm_with(x, g, b, eps=0.0),
+        ),
+        (
+            "the 1e-5 is added to the root; "
+            "it belongs to the variance, *under* the root, or quiet tokens come out too loud",
+            lambda x, g, b: (
+                (x - x.mean(-1, keepdim=True))
+                / (x.std(-1, keepdim=True, unbiased=False) + 1e-5)
+                * g
+                + b
+            ),
+        ),
+        (
+            "the bias is added before the gain multiplies; gain first, then bias",
+            lambda x, g, b: (layer_norm_with(x, 1, 0) + b) * g,
+        ),
     ],
 )
 
 # %% ../../nbs/checks/04_transformer.ipynb #69556552
 def use_halves(answer, x):
-    "Try a layer with simple parts: norms of different gain, a mean over tokens for attention, a ReLU for the MLP."
+    """Apply an answer to `x` with simple parts instead of learned ones.
+
+    The norms differ in gain, a mean over the tokens replaces attention and a ReLU the MLP.
+    Raises `ValueError` if the answer changes its input.
+    """
     before = x.clone()
-    result = answer(x, lambda x: F.layer_norm(x, x.shape[-1:]), lambda x: x.mean(0, keepdim=True).expand_as(x) + 1,
-                    lambda x: 3 * F.layer_norm(x, x.shape[-1:]), lambda x: x.relu())
+    result = answer(
+        x,
+        lambda x: F.layer_norm(x, x.shape[-1:]),
+        lambda x: x.mean(0, keepdim=True).expand_as(x) + 1,
+        lambda x: 3 * F.layer_norm(x, x.shape[-1:]),
+        lambda x: x.relu(),
+    )
     if not torch.equal(x, before):
         raise ValueError("it changes its own input; write `x = x + …`, not `x += …`")
     return result
@@ -104,23 +178,44 @@ pre_norm_layer = Check(
     cases=[(tokens[0],), (tokens[1],)],
     use=use_halves,
     mistakes=[
-        ("that is post-norm: the norm belongs before attention and before the MLP, not after the sum",
-         lambda x, n1, a, n2, m: n2((y := n1(x + a(x))) + m(y))),
-        ("the residual connections are missing: add each answer to what went in", lambda x, n1, a, n2, m: m(n2(a(n1(x))))),
-        ("the residual connection starts after the norm; the road must stay free, so add to the `x` from *before* the norm",
-         lambda x, n1, a, n2, m: (z := n2((y := n1(x)) + a(y))) + m(z)),
-        ("the MLP reads the layer's input; it must read what stands there after attention has been added",
-         lambda x, n1, a, n2, m: x + a(n1(x)) + m(n2(x))),
-        ("the second residual connection starts at the layer's input, so what attention said is lost; start it after the first sum",
-         lambda x, n1, a, n2, m: x + m(n2(x + a(n1(x))))),
-        ("the first norm is used twice; each half has its own", lambda x, n1, a, n2, m: (y := x + a(n1(x))) + m(n1(y))),
-        ("the norm stands behind attention and MLP; it must stand before them", lambda x, n1, a, n2, m: (y := x + n1(a(x))) + n2(m(y))),
+        (
+            "that is post-norm: "
+            "the norm belongs before attention and before the MLP, not after the sum",
+            lambda x, n1, a, n2, m: n2((y := n1(x + a(x))) + m(y)),
+        ),
+        (
+            "the residual connections are missing: add each answer to what went in",
+            lambda x, n1, a, n2, m: m(n2(a(n1(x)))),
+        ),
+        (
+            "the residual connection starts after the norm; "
+            "the road must stay free, so add to the `x` from *before* the norm",
+            lambda x, n1, a, n2, m: (z := n2((y := n1(x)) + a(y))) + m(z),
+        ),
+        (
+            "the MLP reads the layer's input; "
+            "it must read what stands there after attention has been added",
+            lambda x, n1, a, n2, m: x + a(n1(x)) + m(n2(x)),
+        ),
+        (
+            "the second residual connection starts at the layer's input, "
+            "so what attention said is lost; start it after the first sum",
+            lambda x, n1, a, n2, m: x + m(n2(x + a(n1(x)))),
+        ),
+        (
+            "the first norm is used twice; each half has its own",
+            lambda x, n1, a, n2, m: (y := x + a(n1(x))) + m(n1(y)),
+        ),
+        (
+            "the norm stands behind attention and MLP; it must stand before them",
+            lambda x, n1, a, n2, m: (y := x + n1(a(x))) + n2(m(y)),
+        ),
     ],
 )
 
 # %% ../../nbs/checks/04_transformer.ipynb #017fef21
 def masked_scores(q, k, allowed, value=float("-inf")):
-    "Scaled scores, those that are not allowed replaced."
+    "Return the scaled scores, with `value` at the positions that are not allowed."
     return (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~allowed, value)
 
 
@@ -132,14 +227,29 @@ masked_attention = Check(
     cases=[(*one_head, no_looking_ahead), (*batch, some)],
     mistakes=[
         ("nothing is masked", lambda q, k, v, allowed: attend(q, k, v)),
-        ("the mask is the wrong way round: True means *may* ask", lambda q, k, v, allowed: masked_scores(q, k, ~allowed).softmax(-1) @ v),
-        ("a score of 0 is not silence: exp(0) is 1, a weight like any other. Which score has an exp of 0?",
-         lambda q, k, v, allowed: masked_scores(q, k, allowed, 0.0).softmax(-1) @ v),
-        ("weights are set to 0 after the softmax, so what is left no longer adds up to one; forbid *before* the softmax",
-         lambda q, k, v, allowed: ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) * allowed) @ v),
-        ("rows and columns of the mask are exchanged: row i says whom token i may ask",
-         lambda q, k, v, allowed: masked_scores(q, k, allowed.mT).softmax(-1) @ v),
-        ("the scores are not scaled: divide them by the root of the width",
-         lambda q, k, v, allowed: (q @ k.mT).masked_fill(~allowed, float("-inf")).softmax(-1) @ v),
+        (
+            "the mask is the wrong way round: True means *may* ask",
+            lambda q, k, v, allowed: masked_scores(q, k, ~allowed).softmax(-1) @ v,
+        ),
+        (
+            "a score of 0 is not silence: "
+            "exp(0) is 1, a weight like any other. Which score has an exp of 0?",
+            lambda q, k, v, allowed: masked_scores(q, k, allowed, 0.0).softmax(-1) @ v,
+        ),
+        (
+            "weights are set to 0 after the softmax, so what is left no longer adds up to one; "
+            "forbid *before* the softmax",
+            lambda q, k, v, allowed: ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) * allowed) @ v,
+        ),
+        (
+            "rows and columns of the mask are exchanged: row i says whom token i may ask",
+            lambda q, k, v, allowed: masked_scores(q, k, allowed.mT).softmax(-1) @ v,
+        ),
+        (
+            "the scores are not scaled: divide them by the root of the width",
+            lambda q, k, v, allowed: (
+                (q @ k.mT).masked_fill(~allowed, float("-inf")).softmax(-1) @ v
+            ),
+        ),
     ],
 )
