@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 from torchvision.transforms.v2 import functional as TF
 
-from .core import InputError, draw_rows
+from .core import InputError, draw_rows, to_float
 
 # %% ../nbs/02_augment.ipynb #079907e0
 def random_boxes(
@@ -65,17 +65,17 @@ def resize_matrix(
 
 # %% ../nbs/02_augment.ipynb #8ebcb3fe
 def crop_resize_flip(
-    images: Tensor,  # (B, C, H, W)
+    images: Tensor,  # (B, C, H, W), float32
     boxes: Tensor,  # (B, 4): top, left, height, width
     flipped: Tensor,  # (B,) bool: True for images to mirror
     size: int,  # side of the result in pixels
-) -> Tensor:  # (B, C, size, size) float32
+) -> Tensor:  # (B, C, size, size) float32, in the range of the input
     "Crop each image to its box, resize it and mirror it if `flipped`: `Wy · x · Wxᵀ`."
     top, left, h, w = boxes.unbind(1)
     rows = resize_matrix(top, h, images.shape[2], size)  # (B, size, H)
     columns = resize_matrix(left, w, images.shape[3], size)  # (B, size, W)
     columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
-    wide = images.float().flatten(1, 2) @ columns.mT  # (B, C · H, size)
+    wide = images.flatten(1, 2) @ columns.mT  # (B, C · H, size)
     wide = wide.unflatten(1, images.shape[1:3])  # (B, C, H, size)
     return rows[:, None] @ wide
 
@@ -96,16 +96,16 @@ class RandomResizedCropFlip:
             raise InputError(
                 f"crop scale {scale} must be two numbers with 0 < smallest <= largest <= 1"
             )
-        self.size, self.scale, self.flip = size, tuple(scale), flip
+        self.size, self.scale, self.flip = size, (scale[0], scale[1]), flip
 
     def __call__(
         self,
-        images: Tensor,  # (B, C, H, W), uint8 or float, on any device
-    ) -> Tensor:  # (B, C, size, size) float32, in the range of the input
+        images: Tensor,  # (B, C, H, W) uint8, or float from 0 to 1, on any device
+    ) -> Tensor:  # (B, C, size, size) float32 from 0 to 1
         B, _, H, W = images.shape
         boxes = draw_rows(lambda n: random_boxes(n, H, W, self.scale, device=images.device), B)
         flipped = draw_rows(lambda n: torch.rand(n, device=images.device), B) < self.flip
-        return crop_resize_flip(images, boxes, flipped, self.size)
+        return crop_resize_flip(to_float(images), boxes, flipped, self.size)
 
 # %% ../nbs/02_augment.ipynb #5092690e
 #: The 25 sub-policies, each two triples (operation, probability, magnitude bin or None).

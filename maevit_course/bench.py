@@ -9,9 +9,10 @@ __all__ = ['recipe_step', 'paper_step', 'images_per_second', 'bench']
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .augment import AutoAugmentBatch, RandomResizedCropFlip
 from .core import InputError, prepare, set_seed
@@ -21,7 +22,15 @@ from .finetune import Classifier, FinetuneRecipe, classification_loss
 from .loss import reconstruction_loss
 from .pretrain import PRETRAIN_RECIPES, PretrainRecipe
 from .schedules import decay_groups, layer_decay_groups, scaled_lr
-from .training import BLOCK, Recipe, compiled, epoch_batches, train_step
+from maevit_course.training import (
+    BLOCK,
+    LossFn,
+    compiled,
+    epoch_batches,
+    fit_batch,
+    resolve_precision,
+    train_step,
+)
 
 # %% ../nbs/17_speed.ipynb #7eff3d24
 def recipe_step(
@@ -35,23 +44,29 @@ def recipe_step(
     """
     set_seed(recipe.seed, "weights")
     prepare(torch.device(device))
+    model: nn.Module
+    loss_fn: LossFn = classification_loss
     if isinstance(recipe, PretrainRecipe):
-        model = MAE(recipe.model).to(device).train()
+        model = MAE(recipe.model)
         groups = decay_groups(model, recipe.weight_decay)
-        loss_fn = lambda model, images, labels: reconstruction_loss(
-            *model(images, recipe.mask_ratio), recipe.alpha
-        )
+        mask_ratio, alpha = recipe.mask_ratio, recipe.alpha
+
+        def loss_fn(model: Any, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            prediction, target, masked = model(images, mask_ratio)
+            return reconstruction_loss(prediction, target, masked, alpha)
+
     else:
         encoder = build_encoder(recipe.model)
-        model = Classifier(encoder, n_classes, recipe.model.patch_size).to(device).train()
+        model = Classifier(encoder, n_classes, recipe.model.patch_size)
         groups = layer_decay_groups(model, recipe.layer_decay, recipe.weight_decay)
-        loss_fn = classification_loss
+    model.to(device).train()
     if recipe.compile and torch.device(device).type == "cuda":
         loss_fn = compiled(loss_fn)
     lr = scaled_lr(recipe.base_lr, recipe.batch_size)
+    precision = resolve_precision(recipe.precision, torch.device(device))
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=recipe.betas, fused=True)
     return lambda images, labels: train_step(
-        model, loss_fn, optimizer, images, labels, lr, recipe.precision
+        model, loss_fn, optimizer, images, labels, lr, precision
     )
 
 
@@ -60,7 +75,8 @@ def paper_step(
 ) -> Callable[[Tensor], Tensor]:  # normalised images (B, 3, 36, 36) → loss
     "Build the paper's pre-training step (Section 3.2) in the form that the device runs best."
     step = recipe_step(PRETRAIN_RECIPES["paper"], device)
-    return lambda images: step(images, None)["loss"]
+    labels = torch.empty(0)  # which pre-training does not read
+    return lambda images: step(images, labels)["loss"]
 
 # %% ../nbs/17_speed.ipynb #80267259
 def images_per_second(
@@ -74,8 +90,10 @@ def images_per_second(
     Takes at least three rounds, if they fit into five times `seconds`.
     """
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    work(), wait()
-    rates, begun = [], time.perf_counter()
+    work()
+    wait()
+    rates: list[float] = []
+    begun = time.perf_counter()
     while not rates or time.perf_counter() < begun + (seconds if len(rates) >= 3 else 5 * seconds):
         start = time.perf_counter()
         done = sum(work() for _ in range(repeats))
@@ -86,19 +104,15 @@ def images_per_second(
 # %% ../nbs/17_speed.ipynb #b7da0f1c
 def bench(
     data: ImageData,
-    recipe: Recipe,
+    recipe: PretrainRecipe | FinetuneRecipe,
     device: torch.device,
     seconds: float = 3.0,  # shortest time for each of the three measurements
 ) -> dict[str, float]:  # images/s: "data", "step", "training"; "efficiency": training over step
     """Time the data alone, a model step alone, and the whole training.
 
-    Raises `InputError` for fewer images than a batch, or if `seconds` is out of range.
+    Raises `InputError` if `seconds` is out of range.
     """
-    if len(data) < recipe.batch_size:
-        raise InputError(
-            f"batch_size {recipe.batch_size} is more than the {len(data)} images: "
-            "choose a smaller one"
-        )
+    recipe = fit_batch(recipe, len(data))
     if not 0 < seconds < 3600:
         raise InputError(f"seconds is {seconds} but must be positive and less than an hour")
     data, step = data.to(device), recipe_step(recipe, device, len(data.classes))
@@ -113,11 +127,20 @@ def bench(
 
     loading, training = forever(), forever()
     _, images, labels = next(loading)
-    works = {
-        "data": lambda: len(next(loading)[1]),
-        "step": lambda: step(images, labels) and len(images),
-        "training": lambda: step(*next(training)[1:]) and recipe.batch_size,
-    }
+
+    def load() -> int:
+        return len(next(loading)[1])
+
+    def compute() -> int:
+        step(images, labels)
+        return len(images)
+
+    def train() -> int:
+        _, x, y = next(training)
+        step(x, y)
+        return len(x)
+
+    works = {"data": load, "step": compute, "training": train}
     # Heavy augmentation runs once per block, so we measure whole blocks. On a GPU, we must not
     # wait after each step.
     repeats = BLOCK if block or device.type == "cuda" else 1

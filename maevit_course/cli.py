@@ -16,7 +16,7 @@ import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
@@ -25,7 +25,7 @@ import maevit_course
 from .bench import bench
 from .control import Diverged, RunStopped
 from .core import RANK, InputError, course_style, pick_device
-from .data import load_data
+from .data import ImageData, load_data
 from .evaluate import evaluate, show_reconstructions
 from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune
 from .pretrain import PRETRAIN_RECIPES, PretrainRecipe, load_mae, pretrain
@@ -50,9 +50,9 @@ class DataOptions:
     # test/<class>/*) or an .npz file
     data: str = "shapes"
     size: int | None = None  # scale the images of a folder to this side, in pixels
-    limit: int | None = None  # number of training images to use, with a quarter as many test images
+    limit: int | None = None  # number of training images to use; all by default
 
-    def load(self):
+    def load(self) -> tuple[ImageData, ImageData]:
         return load_data(self.data, size=self.size, limit=self.limit)
 
 
@@ -109,7 +109,8 @@ class Evaluate:
     json: bool = False  # print JSON
 
     def __call__(self) -> None:
-        results = evaluate(self.weights, *self.data.load(), pick_device(self.device))
+        train, test = self.data.load()
+        results = evaluate(self.weights, train, test, pick_device(self.device))
         print_results(results, self.json)
 
 # %% ../nbs/22_cli.ipynb #de575e3f
@@ -155,25 +156,27 @@ class Demo:
 
     out: Path = Path("runs/demo")  # folder for the three runs and the report
     epochs: int = 24  # epochs of pre-training
+    finetune_epochs: int = 200  # epochs of fine-tuning; few images make short epochs
+    limit: int | None = None  # number of images for pre-training; all by default
     labels_per_class: int = 20  # labelled images per class for fine-tuning
     seed: int = 0  # seed for all random numbers
     run: OmitArgPrefixes[RunOptions] = RunOptions(resume=True)
 
     def __call__(self) -> None:
-        train, test = load_data("shapes")
+        train, test = load_data("shapes", limit=self.limit)
         few = train.few_labels(self.labels_per_class, self.seed)
         print(f"1/3 pre-training on {len(train):,} images without labels", flush=True)
         recipe = replace(PRETRAIN_RECIPES["small"].with_epochs(self.epochs), seed=self.seed)
         pretrain(train, recipe, self.out / "pretrain", self.run)
-        # Few images make short epochs.
-        recipe = replace(FINETUNE_RECIPES["small"].with_epochs(200), seed=self.seed)
+        tuning = FINETUNE_RECIPES["small"].with_epochs(self.finetune_epochs)
+        tuning = replace(tuning, seed=self.seed)
         starts = {"pretrained": self.out / "pretrain", "scratch": None}
         for n, (name, weights) in enumerate(starts.items(), 2):
             start = "pre-trained" if weights else "from scratch"
             print(
                 f"{n}/3 learning to classify from {len(few)} labelled images, {start}", flush=True
             )
-            finetune(few, test, recipe, self.out / name, weights, self.run)
+            finetune(few, test, tuning, self.out / name, weights, self.run)
         for name in ("pretrain", "pretrained", "scratch"):
             report(self.out / name, test, pick_device(self.run.device))
         accuracy, path = demo_report(self.out, test)
@@ -257,7 +260,7 @@ class Reproduce:
         reproduce(runs, data, self.out or Path("runs") / self.scale, results, self.run)
 
 # %% ../nbs/22_cli.ipynb #83580689
-COMMANDS = {
+COMMANDS: dict[str, Any] = {
     "demo": Demo,
     "pretrain": Pretrain,
     "finetune": Finetune,
@@ -272,7 +275,9 @@ def defaults_for(
     words: list[str],  # the rest of the command line
 ):
     "Return the command with the settings of the recipe that the command line names."
-    recipes = {"pretrain": PRETRAIN_RECIPES, "finetune": FINETUNE_RECIPES}.get(name)
+    presets: dict[str, dict[str, Any]]
+    presets = {"pretrain": PRETRAIN_RECIPES, "finetune": FINETUNE_RECIPES}
+    recipes = presets.get(name)
     if recipes is None:
         return None
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -313,8 +318,9 @@ def parse(words: list[str]):
     boxed = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxed):
+            commands: Any = Union[tuple(options)]  # noqa: UP007 (the commands are in a list)
             return tyro.cli(
-                Union[tuple(options)],  # noqa: UP007 (the commands are in a list)
+                commands,
                 args=words,
                 prog="maevit",
                 description=maevit_course.__doc__

@@ -175,5 +175,6 @@ class MAE(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:  # prediction and target (B, N, P), masked (B, N) bool
         "Mask patches at random and predict the pixels of all patches from the visible ones."
         target = patchify(images, self.config.patch_size)
-        keep, masked = random_masking(*target.shape[:2], mask_ratio, images.device, noise)
+        B, N, _ = target.shape
+        keep, masked = random_masking(B, N, mask_ratio, images.device, noise)
         return self.decoder(self.encoder(target, keep), keep), target, masked

@@ -34,7 +34,8 @@ def tint(
 ) -> tuple[float, float, float]:  # red, green, blue in 0..1
     "A pale form of a role's colour, to write on."
     red, green, blue = plt.matplotlib.colors.to_rgb(ROLES[role])
-    return tuple(1 - strength * (1 - c) for c in (red, green, blue))
+    red, green, blue = (1 - strength * (1 - c) for c in (red, green, blue))
+    return red, green, blue
 
 # %% ../nbs/00b_drawing.ipynb #0cb1c018
 def canvas(
@@ -163,7 +164,7 @@ def draw_patches(
         if numbers:
             centre = column + 0.44, -row - 0.44
             white = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.8}
-            axis.text(*centre, n, ha="center", va="center", fontsize=7, bbox=white)
+            axis.text(*centre, str(n), ha="center", va="center", fontsize=7, bbox=white)
     axis.set(xlim=(-0.1, columns), ylim=(-rows, 0.1), aspect="equal")
     axis.set_axis_off()
 

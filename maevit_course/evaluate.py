@@ -45,7 +45,8 @@ def reconstruct(
     prediction, target, masked = mae(x, mask_ratio, noise.to(device))
     visible = unpatchify(target * ~masked[..., None], patch_size)
     pictures = (x, visible, unpatchify(prediction, patch_size))
-    return tuple(denormalize(p).cpu() for p in pictures)
+    original, visible, reconstruction = (denormalize(p).cpu() for p in pictures)
+    return original, visible, reconstruction
 
 # %% ../nbs/13_evaluate.ipynb #4831882a
 def show_reconstructions(
@@ -75,12 +76,14 @@ def reconstruction_error(
 ) -> dict[str, float]:  # "loss", "masked", "visible": means over the images
     "Return the loss of Eq. 1 on whole images, without augmentation."
     mae.eval()
-    device, totals = mae.decoder.head.weight.device, {}
+    device = mae.decoder.head.weight.device
+    totals: dict[str, float] = {}
     generator = torch.Generator().manual_seed(derive_seed(seed, "masks"))
     for part in data.images.split(500):
         noise = torch.rand(len(part), mae.config.n_patches, generator=generator).to(device)
         x = at_size(part.to(device), mae.config.image_size)
-        losses = reconstruction_loss(*mae(x, mask_ratio, noise), alpha)
+        prediction, target, masked = mae(x, mask_ratio, noise)
+        losses = reconstruction_loss(prediction, target, masked, alpha)
         for name, value in losses.items():
             totals[name] = totals.get(name, 0.0) + value.item() * len(part) / len(data)
     return totals
@@ -110,8 +113,10 @@ def embeddings(
     patch_size: int,  # side of a patch, in pixels
     pool: str = "mean",  # "mean" over the image patches, or the "dummy" patch
 ) -> Tensor:  # (N, D) float32, on the encoder's device
-    "Return one embedding per image, with all patches visible."
-    return encode(encoder, data, image_size, patch_size)["dummy" if pool == "dummy" else "mean"]
+    "Return one embedding per image, all patches visible. Raises `InputError` for another `pool`."
+    if pool not in ("mean", "dummy"):
+        raise InputError(f"pool is {pool!r} but must be 'mean' or 'dummy'")
+    return encode(encoder, data, image_size, patch_size)[pool]
 
 # %% ../nbs/13_evaluate.ipynb #5f99e5af
 def knn_accuracy(

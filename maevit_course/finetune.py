@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FINETUNE_RECIPES', 'SIZES', 'Classifier', 'classification_loss', 'at_size', 'predict', 'accuracy', 'FinetuneRecipe',
-           'encoder_weights', 'scores', 'sizes_of', 'finetune', 'load_classifier']
+           'encoder_weights', 'scores', 'sizes_of', 'check_labels', 'finetune', 'load_classifier']
 
 # %% ../nbs/12_finetune.ipynb #825ae9bf
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +23,7 @@ from .patches import patchify
 from .pretrain import SMALL_MODEL, describe, read_config
 from .runs import Run, differences, digest, fill, read_weights
 from .schedules import layer_decay_groups
-from .training import Recipe, RunOptions, autocast, fit, settled
+from .training import Precision, Recipe, RunOptions, autocast, fit, settled
 
 # %% ../nbs/12_finetune.ipynb #a48ec1df
 class Classifier(nn.Module):
@@ -73,7 +73,7 @@ def predict(
     data: ImageData,
     image_size: int,  # side the model expects, in pixels
     batch_size: int = 500,
-    precision: str = "auto",  # "auto", "fp32" or "bf16", as in a recipe
+    precision: Precision = "auto",  # as in a recipe
 ) -> Tensor:  # (N, n_classes) float32 logits, on the model's device
     "Return the logits of all images."
     classifier.eval()
@@ -167,8 +167,8 @@ def sizes_of(
     own = read_config(about, weights)
     if wanted in [recipe.model for recipe in FINETUNE_RECIPES.values()]:
         return own
-    sizes = [{name: getattr(config, name) for name in SIZES} for config in (own, wanted)]
-    if changed := differences(*sizes):
+    sizes_of_weights = {name: getattr(own, name) for name in SIZES}
+    if changed := differences(sizes_of_weights, {name: getattr(wanted, name) for name in SIZES}):
         raise InputError(
             f"the weights in {str(weights)!r} have other sizes than the settings ask for: "
             f"{', '.join(changed)}; leave these out"
@@ -176,6 +176,20 @@ def sizes_of(
     return wanted
 
 # %% ../nbs/12_finetune.ipynb #42593366
+def check_labels(train: ImageData, test: ImageData) -> None:
+    "Raise `InputError` if there is only one class, or a class to be tested but not to be learned."
+    if len(train.classes) < 2:
+        raise InputError(
+            f"{train.name!r} has the one class {train.classes[0]!r}: "
+            "to classify takes at least two classes"
+        )
+    if unknown := sorted(set(test.labels.tolist()) - set(train.labels.tolist())):
+        raise InputError(
+            f"the test images of {test.name!r} show {train.classes[unknown[0]]!r}, "
+            "of which there is no training image: add some, or remove the class"
+        )
+
+
 def finetune(
     train: ImageData,
     test: ImageData,  # images for the tests during and after training
@@ -189,21 +203,17 @@ def finetune(
     Raises `InputError`, `RunStopped` or `Diverged`, see `fit`.
     """
     device = pick_device(options.device)
+    check_labels(train, test)
     test = test.to(device)  # once, not again for every test
-    if len(train.classes) < 2:
-        raise InputError(
-            f"{train.name!r} has the one class {train.classes[0]!r}: "
-            "to classify takes at least two classes"
-        )
     if weights is not None:
         tensors, about = read_weights(weights, "mae")
         recipe = replace(recipe, model=sizes_of(weights, about, recipe.model))
     else:
         recipe = replace(recipe, layer_decay=1.0)  # no pre-trained layer to protect
-    recipe = settled(recipe, device)
+    recipe = settled(recipe, device, len(train))
     config = {
         "phase": "finetune",
-        "recipe": asdict(recipe),
+        "recipe": recipe,
         "data": describe(train),
         "weights": digest(*tensors.values()) if weights else None,
     }

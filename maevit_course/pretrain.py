@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .augment import RandomResizedCropFlip
-from .core import InputError, pick_device, set_seed
+from .core import InputError, from_saved, pick_device, set_seed
 from .data import ImageData
 from .decoder import MAE, ModelConfig
 from .loss import reconstruction_loss
@@ -94,14 +94,15 @@ def pretrain(
 
     Raises `InputError`, `RunStopped` or `Diverged`, see `fit`.
     """
-    recipe = settled(recipe, pick_device(options.device))
-    config = {"phase": "pretrain", "recipe": asdict(recipe), "data": describe(data)}
+    recipe = settled(recipe, pick_device(options.device), len(data))
+    config = {"phase": "pretrain", "recipe": recipe, "data": describe(data)}
     run = Run(out, config, options.resume)
     set_seed(recipe.seed, "weights")
     mae = MAE(recipe.model)
 
     def loss_fn(model: MAE, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return reconstruction_loss(*model(images, recipe.mask_ratio), recipe.alpha)
+        prediction, target, masked = model(images, recipe.mask_ratio)
+        return reconstruction_loss(prediction, target, masked, recipe.alpha)
 
     fit(
         mae,
@@ -121,8 +122,8 @@ def pretrain(
 def read_config(about: dict, path: str | Path) -> ModelConfig:
     "Read the model's sizes from a weights file's header. Raises `InputError` if they are invalid."
     try:
-        return ModelConfig(**about["model"])
-    except (KeyError, TypeError, InputError) as error:
+        return from_saved(ModelConfig, about["model"])
+    except (AttributeError, KeyError, TypeError, InputError) as error:
         raise InputError(
             f"{str(path)!r} does not say which model its weights belong to ({error})"
         ) from None

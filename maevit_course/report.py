@@ -28,6 +28,7 @@ from maevit_course.evaluate import (
 )
 from .finetune import load_classifier, predict
 from .pretrain import load_mae
+from .runs import METRICS, read_log
 
 # %% ../nbs/13a_report.ipynb #e8dc5989
 STYLE = """
@@ -98,11 +99,9 @@ def read_run(out: str | Path) -> tuple[dict, list[dict], dict]:  # config, histo
     "Read the records of a run. Raises `InputError` if they are missing or incomplete."
     out = Path(out)
     try:
-        lines = (out / "metrics.jsonl").read_text().splitlines()
-        read = lambda name: json.loads((out / name).read_text())
-        config = read("config.json")
-        history = [json.loads(line) for line in lines]
-        environment = read("environment.json")
+        config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        history = read_log(out / METRICS)
+        environment = json.loads((out / "environment.json").read_text(encoding="utf-8"))
         if not {"phase", "recipe", "data"} <= config.keys():
             raise ValueError("its config.json is not that of a run")
         if not history:
@@ -129,11 +128,11 @@ def show_curves(
     Raises `InputError` if no field is left.
     """
     lines = [line for history in histories.values() for line in history]
-    fields = [field for field in fields if any(field in line for line in lines)]
-    if not fields:
-        raise InputError("there is nothing to plot: no run has logged any of these fields")
-    figure, axes = plt.subplots(1, len(fields), figsize=(4.5 * len(fields), 2.9), squeeze=False)
-    for axis, field in zip(axes[0], fields):
+    logged = [field for field in fields if any(field in line for line in lines)]
+    if not logged:
+        raise InputError(f"there is nothing to plot: no run has logged {' or '.join(fields)}")
+    figure, axes = plt.subplots(1, len(logged), figsize=(4.5 * len(logged), 2.9), squeeze=False)
+    for axis, field in zip(axes[0], logged):
         for (name, history), colour in zip(histories.items(), cycle(COLOURS)):
             points = [(line["epoch"], line[field]) for line in history if field in line]
             marker = "." if len(points) < 30 else None

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .control import RunStopped
-from .core import WORLD_SIZE, InputError, pick_device
+from .core import WORLD_SIZE, InputError, from_saved, pick_device
 from .data import ImageData
 from .decoder import MAE
 from .evaluate import evaluate, show_reconstructions
@@ -28,7 +28,7 @@ from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune, load_classifie
 from .pretrain import PRETRAIN_RECIPES, PretrainRecipe, load_mae, pretrain
 from .report import read_run
 from .runs import METRICS, MODEL, differences, pack, read_weights, write_atomically
-from .training import Recipe, RunOptions
+from .training import RunOptions
 
 # %% ../nbs/14a_reproduce.ipynb #c7d62cdd
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Experiment:
 
     name: str  # name of the run and of its folder
     data: str  # "c10" or "c100"
-    recipe: Recipe  # a `PretrainRecipe` or a `FinetuneRecipe`
+    recipe: PretrainRecipe | FinetuneRecipe  # a `PretrainRecipe` or a `FinetuneRecipe`
     # fine-tuning starts from this run's encoder; None trains from scratch
     start: "Experiment | None" = None
     labels_per_class: int | None = None  # labelled images per class for fine-tuning; None uses all
@@ -88,7 +88,7 @@ def trials(scale: Scale) -> dict[str, PretrainRecipe]:
         "trial-norm": {"model": replace(model, norm_first=not model.norm_first)},
         "trial-attention-dropout": {"model": replace(model, attention_dropout=other_dropout)},
     }
-    return {name: replace(recipe, **change) for name, change in changes.items()}
+    return {name: replace(recipe, **change) for name, change in changes.items()}  # type: ignore
 
 
 def plan(scale: Scale) -> list[Experiment]:
@@ -101,8 +101,10 @@ def plan(scale: Scale) -> list[Experiment]:
         all_labels: bool = False,
     ) -> Experiment:
         # Without weights, `finetune` sets layer_decay to 1; the plan must agree with its record.
-        change = {"model": start.recipe.model} if start else {"layer_decay": 1.0}
-        recipe = replace(recipe, **change)
+        if start:
+            recipe = replace(recipe, model=start.recipe.model)
+        else:
+            recipe = replace(recipe, layer_decay=1.0)
         name = f"{start.name if start else 'scratch'}-to-{data}{'-all' if all_labels else ''}"
         return Experiment(name, data, recipe, start, None if all_labels else scale.labels[data])
 
@@ -114,13 +116,14 @@ def plan(scale: Scale) -> list[Experiment]:
     for start in (c10, c100):
         runs += [start, tune(start, start.data), tune(None, start.data)]
     runs += [tune(c10, "c100"), tune(c100, "c10")]
+    longest = c10
     for epochs in scale.lengths:
-        start = Experiment(f"c10-{epochs}", "c10", scale.pretrain.with_epochs(epochs))
-        runs += [start, tune(start, "c10")]
+        longest = Experiment(f"c10-{epochs}", "c10", scale.pretrain.with_epochs(epochs))
+        runs += [longest, tune(longest, "c10")]
     if scale.all_labels:
-        recipe = scale.finetune.with_epochs(scale.all_labels)
-        # From the longest run, and from scratch.
-        runs += [tune(weights, "c10", recipe, all_labels=True) for weights in (start, None)]
+        more = scale.finetune.with_epochs(scale.all_labels)
+        runs += [tune(longest, "c10", more, all_labels=True)]
+        runs += [tune(None, "c10", more, all_labels=True)]
     return runs
 
 # %% ../nbs/14a_reproduce.ipynb #5647ca2b
@@ -158,20 +161,20 @@ def train_one(experiment: Experiment, data: DataSets, out: Path, options: RunOpt
     train, test = data[experiment.data]
     folder = out / experiment.name
     options = replace(options, resume=True)
-    if experiment.pretrains:
-        watch = photographer(folder, train.images[:4], experiment.recipe)
-        pretrain(train, experiment.recipe, folder, options, watch)
+    recipe, start = experiment.recipe, experiment.start
+    if isinstance(recipe, PretrainRecipe):
+        pretrain(train, recipe, folder, options, photographer(folder, train.images[:4], recipe))
         return
-    weights = out / experiment.start.name if experiment.start else None
-    if weights and not (weights / MODEL).exists():
+    weights = out / start.name if start else None
+    if start and weights and not (weights / MODEL).exists():
         raise InputError(
-            f"{experiment.name} starts from the weights of {experiment.start.name}, "
+            f"{experiment.name} starts from the weights of {start.name}, "
             f"which are not in {str(out)!r}: do that run here first, "
             "with a results folder of your own if its record is already there"
         )
     if experiment.labels_per_class is not None:
-        train = train.few_labels(experiment.labels_per_class, experiment.recipe.seed)
-    finetune(train, test, experiment.recipe, folder, weights, options)
+        train = train.few_labels(experiment.labels_per_class, recipe.seed)
+    finetune(train, test, recipe, folder, weights, options)
 
 # %% ../nbs/14a_reproduce.ipynb #a14e1c57
 #: Files to copy, in this order: the summary comes last, so its presence marks a complete record.
@@ -201,7 +204,7 @@ def measure_run(experiment: Experiment, data: DataSets, out: Path, device: torch
     config, history, _ = read_run(folder)
     results = evaluate(folder, train, test, device)
     measured = {name: round(value, 5) for name, value in results.items()}
-    if experiment.pretrains:
+    if isinstance(experiment.recipe, PretrainRecipe):
         mask_ratio = experiment.recipe.mask_ratio
         gallery = show_reconstructions(load_mae(folder), test.images[:24], 4, mask_ratio)
         save_picture(gallery, folder / "gallery.jpg")
@@ -246,9 +249,10 @@ def is_kept(experiment: Experiment, results: Path) -> bool:
         is_kept(experiment.start, results)
     if not (folder / "summary.json").exists():
         return False
-    kept, wanted = read_run(folder)[0]["recipe"], json.loads(json.dumps(asdict(experiment.recipe)))
-    wanted["precision"] = kept["precision"]  # the record holds what "auto" became
-    if changed := differences(kept, wanted):
+    kept = from_saved(type(experiment.recipe), read_run(folder)[0]["recipe"])
+    # the record holds what "auto" became
+    wanted = replace(experiment.recipe, precision=kept.precision)
+    if changed := differences(asdict(kept), asdict(wanted)):
         raise InputError(
             f"{str(folder)!r} holds the record of another run: {', '.join(changed)}; "
             "choose other folders for the runs and their results"
@@ -279,7 +283,7 @@ def reproduce(
     """
     if WORLD_SIZE > 1:
         raise InputError(
-            "a reproduction runs in one process: "
+            f"a reproduction runs in one process, not in {WORLD_SIZE}: "
             "to share a run among several GPUs, use torchrun with maevit pretrain and finetune"
         )
     began = time.monotonic()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SHIPPED', 'CHECKPOINT', 'PREVIOUS', 'METRICS', 'MODEL', 'write_atomically', 'digest', 'Damaged', 'pack', 'unpack',
            'read_safetensors', 'save_weights', 'shipped', 'read_weights', 'fill', 'writing', 'claim', 'release',
-           'commit', 'environment', 'differences', 'check_resumable', 'note_sitting', 'begun', 'Folder', 'LoggedFolder',
-           'Run', 'newest_whole']
+           'commit', 'environment', 'plain', 'differences', 'check_resumable', 'note_sitting', 'read_log', 'begun',
+           'Folder', 'LoggedFolder', 'Run', 'newest_whole']
 
 # %% ../nbs/09b_runs.ipynb #86b40d98
 import hashlib
@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import IO
 
@@ -28,12 +29,12 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 import maevit_course
-from .core import RANK, InputError
+from .core import RANK, InputError, from_saved
 
 try:
     import fcntl
 except ImportError:  # Windows: a folder is not protected from a second process there
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 # %% ../nbs/09b_runs.ipynb #7b7f7b88
 def write_atomically(
@@ -64,7 +65,8 @@ def digest(
     for part in parts:
         if isinstance(part, Tensor):
             content.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            content.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            flat = part.detach().cpu().contiguous().reshape(-1)
+            content.update(flat.view(torch.uint8).numpy().data)
         else:
             content.update(part.encode())
     return content.hexdigest()
@@ -243,6 +245,11 @@ def environment() -> dict:
     }
 
 
+def plain(config: dict) -> dict:
+    "Convert settings to what JSON makes of them: dictionaries, lists, numbers and strings."
+    return json.loads(json.dumps(config, default=asdict))
+
+
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     "List the fields in which two nested dictionaries differ, as `name (old → new)`."
     found = []
@@ -255,7 +262,11 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     return found
 
 # %% ../nbs/09b_runs.ipynb #b742a1d0
-def check_resumable(out: Path, config: dict, resume: bool) -> None:
+def check_resumable(
+    out: Path,
+    config: dict,  # the settings; a dataclass among them may have gained fields since version 0.1
+    resume: bool,
+) -> None:
     "Raise `InputError` unless the run in this folder can be resumed with these settings."
     if not resume:
         raise InputError(f"{str(out)!r} already holds a run: choose another folder, or resume it")
@@ -265,7 +276,10 @@ def check_resumable(out: Path, config: dict, resume: bool) -> None:
         raise InputError(
             f"cannot resume {str(out)!r}: its config.json cannot be read ({error})"
         ) from None
-    if changed := differences(before, config):
+    for name, value in config.items():
+        if is_dataclass(value):
+            before[name] = from_saved(type(value), before.get(name, {}))
+    if changed := differences(plain(before), plain(config)):
         raise InputError(f"cannot resume {str(out)!r} with other settings: {', '.join(changed)}")
 
 # %% ../nbs/09b_runs.ipynb #62d3c5a8
@@ -283,9 +297,21 @@ def note_sitting(out: Path) -> None:
             write_atomically(file, json.dumps({**said, "resumed": resumed}, indent=1).encode())
 
 
+def read_log(path: Path) -> list[dict]:
+    "Read the lines of metrics.jsonl, leaving out a last line that a crash has cut off."
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
 def begun(out: Path) -> bool:
     "Return whether a run has left a log, checkpoint or weights; if not, it may start again."
-    return any((out / name).exists() for name in (CHECKPOINT, PREVIOUS, METRICS, MODEL))
+    logged = bool(read_log(out / METRICS))
+    return logged or any((out / name).exists() for name in (CHECKPOINT, PREVIOUS, MODEL))
 
 # %% ../nbs/09b_runs.ipynb #88b17b22
 class Folder:
@@ -294,11 +320,11 @@ class Folder:
     def __init__(
         self,
         out: str | Path,  # created if it is missing
-        config: dict,  # all settings that determine the result
+        config: dict,  # all settings that determine the result: plain values and dataclasses
         resume: bool = False,  # continue the run in the folder, if there is one
     ):
         self.out, self.leads = Path(out).absolute(), RANK == 0
-        self.config = json.loads(json.dumps(config))
+        self.config = config
         if not self.leads:
             return
         with writing(self.out):
@@ -313,7 +339,7 @@ class Folder:
                     self.out / "environment.json", json.dumps(environment(), indent=1).encode()
                 )
                 write_atomically(
-                    self.out / "config.json", json.dumps(self.config, indent=1).encode()
+                    self.out / "config.json", json.dumps(plain(self.config), indent=1).encode()
                 )
         except InputError:
             if newly:
@@ -325,14 +351,8 @@ class LoggedFolder(Folder):
     "A folder with a log."
 
     def history(self) -> list[dict]:
-        "The lines of metrics.jsonl; a last line that a crash cut short is left out."
-        file, lines = self.out / METRICS, []
-        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return lines
+        "Return the logged epochs; see `read_log`."
+        return read_log(self.out / METRICS)
 
     def log(self, record: dict) -> None:
         "Append a line to metrics.jsonl."

@@ -8,6 +8,7 @@ __all__ = ['scaled_lr', 'WarmupCosine', 'is_decayed', 'decay_groups', 'layer_of'
 # %% ../nbs/09_schedules.ipynb #aa0af890
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -87,8 +88,9 @@ def layer_decay_groups(
     weight_decay: float,
 ) -> list[dict]:  # parameter groups for an optimizer; `scale` multiplies the learning rate
     "All parameters, grouped by layer and by whether weight decay applies (Section 3.3)."
-    depth = len(getattr(model, "encoder", model).layers)
-    groups = {}
+    encoder: Any = getattr(model, "encoder", model)
+    depth = len(encoder.layers)
+    groups: dict[tuple[int, bool], dict] = {}
     for name, parameter in model.named_parameters():
         layer, decayed = layer_of(name, depth), is_decayed(name, parameter)
         group = groups.setdefault(

@@ -20,7 +20,7 @@ def keep_mask(
     p: float,  # probability of a zero, accurate to 1e-5
 ) -> Tensor:  # zeros and ones, with the shape and type of `x`
     "Draw a dropout mask from 16-bit slices of random words."
-    seed = torch.randint(2**62, ()).item()  # so that PyTorch's seed determines the mask
+    seed = int(torch.randint(2**62, ()))  # so that PyTorch's seed determines the mask
     n_words = (x.numel() + 3) // 4
     words = np.random.SFC64(seed).random_raw(n_words)  # 64 bits each, faster than PyTorch's
     # uniform in -32768..32767

@@ -1,4 +1,4 @@
-"""On Colab the set-up cell installs the course once and leaves torch alone; elsewhere it does nothing."""
+"""On Colab the set-up cell installs the course once and keeps torch; elsewhere it does nothing."""
 
 import json
 import subprocess
@@ -10,19 +10,27 @@ import pytest
 
 from notebooks import ROOT, find_notebooks, stamp
 
-PIP = 'import json, os, sys\nwith open(os.environ["PIP_LOG"], "a") as log: print(json.dumps(sys.argv[1:]), file=log)\n'
-# A finder in front of all others plays a Colab on which the course is installed as soon as pip was called.
+# Instead of installing anything, this pip appends its arguments to a file.
+PIP = """
+import json, os, sys
+with open(os.environ["PIP_LOG"], "a") as log:
+    print(json.dumps(sys.argv[1:]), file=log)
+"""
+# This imitates a Colab on which the course is installed once pip has been called.
 COLAB = """
 import importlib.util, os, sys, types
 sys.modules["google.colab"] = types.ModuleType("google.colab")
 real = importlib.util.find_spec
-importlib.util.find_spec = lambda name: None if name == "maevit_course" and not os.path.exists(os.environ["PIP_LOG"]) else real(name)
+def find_spec(name):
+    missing = name == "maevit_course" and not os.path.exists(os.environ["PIP_LOG"])
+    return None if missing else real(name)
+importlib.util.find_spec = find_spec
 """
 
 
 @pytest.fixture
 def run_setup(tmp_path):
-    "Run the set-up cell in a process whose pip only writes down what it was asked; returns those requests."
+    "Run the set-up cell in a process with the pip above, and return the arguments of each call."
     cell = next(
         c
         for c in nbformat.read(ROOT / "nbs/05_masking.ipynb", as_version=4).cells

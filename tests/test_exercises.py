@@ -14,7 +14,7 @@ NOTEBOOKS = sorted((ROOT / "nbs/exercises").glob("*.ipynb"))
 
 
 def exercises(path):
-    "Run a notebook's imports and stubs; yield each exercise as (check, name, namespace, solution's source)."
+    "Run a notebook's imports and stubs; yield (check, name, namespace, solution) per exercise."
     names, pending = {}, None
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code" and (called := CHECKED.search(cell.source)):

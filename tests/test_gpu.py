@@ -1,6 +1,7 @@
-"""What only a GPU can show, and what can be known of one without it.
+"""Tests that need a GPU, and what can be tested for a GPU without one.
 
-Before a long run on a GPU: `python -m pytest tests/test_gpu.py tests/test_speed.py -k "gpu or cuda"`, which needs no notebook tools.
+Before a long run on a GPU, call this, which needs no notebook tools:
+`python -m pytest tests/test_gpu.py tests/test_speed.py -k "gpu or cuda"`
 """
 
 import json
@@ -12,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from common import QUICK, losses
+from common import DATA, QUICK, losses
 from maevit_course.augment import (
     CIFAR10_POLICIES,
     AutoAugmentBatch,
@@ -47,7 +48,7 @@ def noise(n, device):
 
 @RECIPES
 def test_on_a_pretended_gpu_steps_mix_no_devices_and_read_no_numbers(recipe, monkeypatch):
-    "Fake tensors have a shape and a device, but no numbers: whatever would need these, or a second device, raises."
+    "Fake tensors have a shape and a device but no numbers; needing either raises an error."
     monkeypatch.setattr(
         "maevit_course.data.check_data", lambda *_: None
     )  # reads the labels, once, before the training
@@ -168,7 +169,11 @@ def test_steps_within_a_block_never_wait_for_the_gpu(recipe, request):
 @on_a_gpu
 @COMPILED
 def test_a_resumed_run_goes_on_as_an_undisturbed_one(tmp_path):
-    "Other crops, masks or dropout after the stop would change the losses by some tenths of a percent; sums in another order change far less."
+    """The losses agree closely.
+
+    Different crops, masks or dropout after the stop would change them by some tenths of a per cent;
+    a different order of summation changes them far less.
+    """
     words = [
         "pretrain",
         *QUICK,
@@ -191,31 +196,12 @@ def test_a_resumed_run_goes_on_as_an_undisturbed_one(tmp_path):
 @COMPILED
 def test_from_pre_training_to_evaluation_in_bf16(tmp_path, capsys):
     mae, out = tmp_path / "mae", tmp_path / "classifier"
-    assert (
-        main(["pretrain", *QUICK[:-2], "--epochs", "3", "--device", "cuda", "--out", str(mae)]) == 0
-    )
-    assert (
-        main(
-            [
-                "finetune",
-                *QUICK[:-2],
-                "--epochs",
-                "3",
-                "--device",
-                "cuda",
-                "--weights",
-                str(mae),
-                "--out",
-                str(out),
-            ]
-        )
-        == 0
-    )
+    words = [*DATA, "--recipe", "small", "--epochs", "3", "--device", "cuda"]
+    assert main(["pretrain", *words, "--out", str(mae)]) == 0
+    assert main(["finetune", *words, "--weights", str(mae), "--out", str(out)]) == 0
     assert json.loads((out / "config.json").read_text())["recipe"]["precision"] == "bf16"
     logged = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["test_accuracy"]
     for device in ("cuda", "cpu"):
         capsys.readouterr()
-        assert (
-            main(["evaluate", *QUICK[:4], "--weights", str(out), "--device", device, "--json"]) == 0
-        )
+        assert main(["evaluate", *DATA, "--weights", str(out), "--device", device, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(logged, abs=0.02)

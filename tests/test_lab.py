@@ -90,18 +90,22 @@ def test_a_lesson_runs_in_jupyterlab(lab, tmp_path):
             page.set_default_timeout(120_000)
             page.goto(f"{lab}/lab/tree/{LESSON}?reset")
             page.wait_for_selector(".jp-Notebook .jp-CodeCell")
-            page.wait_for_function(
-                "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-            )
+            page.wait_for_function("""() => {
+                const session = window.jupyterapp?.shell.currentWidget?.sessionContext?.session;
+                return session?.kernel?.status === 'idle';
+            }""")
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
             # Cells out of sight are not in the page, so the notebook's model is asked.
             done = page.wait_for_function("""() => {
                 const cells = window.jupyterapp?.shell.currentWidget?.content?.model?.cells;
                 if (!cells) return false;
-                const code = [...cells].filter(c => c.type === 'code' && c.sharedModel.getSource().trim());
-                const failed = code.some(c => [...Array(c.outputs.length).keys()].some(i => c.outputs.get(i).type === 'error'));
-                return failed ? 'failed' : code.every(c => c.executionCount) && 'done';
+                const hasCode = c => c.type === 'code' && c.sharedModel.getSource().trim();
+                const numbers = c => [...Array(c.outputs.length).keys()];
+                const types = c => numbers(c).map(i => c.outputs.get(i).type);
+                const code = [...cells].filter(hasCode);
+                if (code.some(c => types(c).includes('error'))) return 'failed';
+                return code.every(c => c.executionCount) && 'done';
             }""")
             assert done.json_value() == "done"
             figure = page.locator(".jp-OutputArea-output img").first

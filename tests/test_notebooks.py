@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, in a process and a folder of its own, and prints what it says it prints."""
+"""Every notebook runs in a process and a folder of its own and prints its stored outputs."""
 
 import re
 
@@ -8,7 +8,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 from notebooks import directives, find_notebooks, is_skipped, run_notebook
 
-SECONDS = 180
+SECONDS = 1500  # for a busy machine; alone, each takes less than a minute
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
@@ -24,7 +24,7 @@ def printed(cell):
 
 
 def agree(stored, now, varies):
-    "Is the text the same, and are its numbers, but for rounding? In a cell that `varies`, numbers may be any."
+    "Whether words agree and numbers too, up to rounding; in a cell that `varies`, only the words."
     if NUMBER.sub("#", stored) != NUMBER.sub("#", now):
         return False
     pairs = zip(

@@ -99,7 +99,10 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 
 
 def test_shares_of_a_batch_do_not_overlap(monkeypatch):
-    "Of an epoch with AutoAugment's blocks: each image in one process only, all random numbers those of one process alone."
+    """In an epoch with AutoAugment's blocks, each image is in one process only.
+
+    All random numbers are those of a single process.
+    """
     import maevit_course.core as core
     import maevit_course.training as training
     from maevit_course.augment import AutoAugmentBatch, RandomResizedCropFlip

@@ -38,7 +38,7 @@ def prose(path):
 
 
 def anchors(path):
-    "What a link into a page may name after its #, as JupyterLab and GitHub make it from the headings."
+    "The anchors that JupyterLab and GitHub make from the headings of a page."
     text = (
         prose(path)
         if path.suffix == ".md"

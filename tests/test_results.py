@@ -1,4 +1,4 @@
-"""What stands in results/ and in the shipped weights is what the runs have left, and nothing else."""
+"""The records in results/ and the bundled weights are exactly what the runs have left."""
 
 import json
 import math
@@ -96,6 +96,14 @@ def test_a_run_waits_for_the_one_it_starts_from(tmp_path):
     data = {"c10": load_data("shapes", limit=400)}
     with pytest.raises(InputError, match="starts from the weights of c10"):
         reproduce([tune], data, tmp_path / "runs", tmp_path / "results")
+
+
+def test_without_longer_runs_the_main_run_is_the_longest():
+    runs = plan(replace(SCALES["small"], lengths=()))
+    assert [e.name for e in runs if e.labels_per_class is None][-2:] == [
+        "c10-to-c10-all",
+        "scratch-to-c10-all",
+    ]
 
 
 def test_tables_say_what_the_summaries_say():

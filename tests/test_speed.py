@@ -1,4 +1,4 @@
-"""Each fast form against its plain form: same function, same gradients, same distribution. On a GPU too, where there is one."""
+"""Each fast form computes what its plain form does; on a GPU too, where there is one."""
 
 import shutil
 
@@ -14,7 +14,7 @@ from maevit_course.finetune import Classifier, classification_loss
 from maevit_course.loss import reconstruction_loss
 from maevit_course.training import autocast, compiled
 
-TINY = dict(image_size=12, width=48, depth=2, decoder_width=48, decoder_depth=1)
+TINY = {"image_size": 12, "width": 48, "depth": 2, "decoder_width": 48, "decoder_depth": 1}
 
 
 def loss_and_gradient(mae, images, noise, precision="fp32", loss_fn=None):
@@ -61,7 +61,7 @@ def test_dropout_masks_are_independent_draws_of_the_right_rate(p):
 
 
 def test_without_dropout_the_fast_form_equals_the_plain_form(monkeypatch):
-    "Loss and every gradient of the whole model, fast CPU form against PyTorch's attention and dropout."
+    "Loss and gradients of the whole model: fast CPU form against PyTorch's own functions."
     mae = MAE(**TINY, dropout=0.0, attention_dropout=0.0)
     images, noise = torch.randn(4, 3, 12, 12), torch.rand(4, 16)
     fast = loss_and_gradient(mae, images, noise)

@@ -149,7 +149,11 @@ carried_over = Check(
         ),
         (
             "`lstrip` takes away letters, not a beginning: `removeprefix` is the one",
-            lambda t: {n.lstrip("encoder."): v for n, v in t.items() if n.startswith("encoder.")},  # noqa: B005
+            lambda t: {
+                name.lstrip("encoder."): tensor  # noqa: B005
+                for name, tensor in t.items()
+                if name.startswith("encoder.")
+            },
         ),
         (
             "takes the first word off *every* name, "
