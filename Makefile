@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab export notebooks badges readme clean
+.PHONY: help demo test lab format export notebooks badges readme clean
 
 help: ## show this table
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,10 @@ test: $(INSTALLED) ## run all tests; options for pytest go in ARGS="..."
 
 lab: $(INSTALLED) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs $(ARGS)
+
+format: $(INSTALLED) ## format notebooks, tests and tools, and repair what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 export: $(INSTALLED) ## write the library, maevit_course/, from the notebooks
 	$(BIN)/nbdev_export

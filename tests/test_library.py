@@ -11,7 +11,16 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from notebooks import MAX_BYTES, ROOT, directives, find_notebooks, is_skipped, make_readme
+from common import QUICK, SECONDS
+from notebooks import (
+    MAX_BYTES,
+    ROOT,
+    SETTINGS,
+    directives,
+    find_notebooks,
+    is_skipped,
+    make_readme,
+)
 
 LIB = ROOT / "maevit_course"
 
@@ -113,7 +122,8 @@ def test_no_paths_of_one_machine():
 IMPORT_ALL = """
 import importlib, importlib.util, pkgutil
 import maevit_course
-for m in pkgutil.walk_packages(maevit_course.__path__, 'maevit_course.'): importlib.import_module(m.name)
+for m in pkgutil.walk_packages(maevit_course.__path__, 'maevit_course.'):
+    importlib.import_module(m.name)
 for tool in 'nbdev', 'fastcore', 'execnb', 'IPython', 'jupyter', 'jupyter_core', 'ipykernel':
     assert importlib.util.find_spec(tool) is None, f'{tool} is installed'
 from maevit_course.paper import read_records
@@ -122,32 +132,36 @@ assert read_records('small') and shipped(), 'records or weights were left behind
 """
 
 
+#: Tests of the library that need no notebook tools and little time.
+QUICK_TESTS = ["model", "properties", "data", "saved", "cli"]
+
+
+def lowest_versions():
+    "The requirements in settings.ini with each lower bound as the version."
+    requirements = SETTINGS["requirements"].split()
+    assert all(">=" in requirement for requirement in requirements)
+    return [requirement.split(",")[0].replace(">=", "==") for requirement in requirements]
+
+
 @pytest.mark.skipif("CI" not in os.environ, reason="downloads several GB; set CI=1 to run it")
-def test_installs_and_trains_without_the_development_tools(tmp_path):
+def test_the_lowest_versions_install_and_pass_the_quick_tests(tmp_path):
+    "The library is installed without its development tools, as a user would install it."
     source, bin = tmp_path / "source", tmp_path / "venv/bin"
     shutil.copytree(LIB, source / LIB.name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "results", source / "results")
-    for name in "pyproject.toml", "setup.py", "settings.ini", "README.md", "LICENSE", "MANIFEST.in":
+    shutil.copytree(ROOT / "tests", tmp_path / "tests")
+    for name in ("pyproject.toml", "setup.py", "settings.ini", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
 
     def run(*args):
-        subprocess.run(args, cwd=tmp_path, check=True)
+        environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+        subprocess.run(args, cwd=tmp_path, check=True, env=environment, timeout=SECONDS)
 
     run(sys.executable, "-m", "venv", "venv")
-    run(bin / "python", "-m", "pip", "install", "--quiet", "./source")
+    run(bin / "python", "-m", "pip", "install", "--quiet", "./source", *lowest_versions())
     run(bin / "python", "-c", IMPORT_ALL)
-    run(
-        bin / "maevit",
-        "pretrain",
-        "--data",
-        "shapes",
-        "--recipe",
-        "small",
-        "--epochs",
-        "1",
-        "--out",
-        "RUN",
-        "--limit",
-        "256",
-    )
-    assert (tmp_path / "RUN/model.safetensors").is_file()
+    command = ["pretrain", *QUICK, "--epochs", "1", "--out", "run"]
+    run(bin / "maevit", *command)
+    assert (tmp_path / "run/model.safetensors").is_file()
+    run(bin / "python", "-m", "pip", "install", "--quiet", "pytest", "pytest-timeout", "hypothesis")
+    run(bin / "pytest", "-q", *[f"tests/test_{name}.py" for name in QUICK_TESTS])

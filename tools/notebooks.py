@@ -21,7 +21,8 @@ MAX_BYTES = 1_500_000
 
 _settings = ConfigParser(delimiters=["="])
 _settings.read(ROOT / "settings.ini", encoding="utf-8")
-SKIP_FLAGS = {"eval:false", *_settings["DEFAULT"]["tst_flags"].split()}
+SETTINGS = _settings["DEFAULT"]
+SKIP_FLAGS = {"eval:false", *SETTINGS["tst_flags"].split()}
 
 FIG_ALT = re.compile(r"^#\| fig-alt: (.*)", re.MULTILINE)
 DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*\|(.*)\n?", re.MULTILINE)
@@ -93,15 +94,14 @@ if "google.colab" in sys.modules and not importlib.util.find_spec("maevit_course
 
 def stamp(nb, path):
     "Put Colab's badge and set-up cell, made from settings.ini, below a notebook's title."
-    settings = _settings["DEFAULT"]
-    repository = f"{settings['user']}/{settings['repo']}/blob/{settings['branch']}"
+    repository = f"{SETTINGS['user']}/{SETTINGS['repo']}/blob/{SETTINGS['branch']}"
     place = f"{repository}/{path.relative_to(ROOT).as_posix()}"
     badge = f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{place})"
     nb.cells = [c for c in nb.cells if not c.id.startswith("colab-")]
     folded = {"jupyter": {"source_hidden": True}, "cellView": "form"}
     nb.cells[1:1] = [
         nbformat.v4.new_markdown_cell(badge, id="colab-badge"),
-        nbformat.v4.new_code_cell(SETUP.format(**settings), id="colab-setup", metadata=folded),
+        nbformat.v4.new_code_cell(SETUP.format(**SETTINGS), id="colab-setup", metadata=folded),
     ]
 
 
