@@ -179,7 +179,8 @@ def show_images(
     size: float = 1.0,  # side of an image in inches
 ) -> plt.Figure:
     "Draw a grid of images with sharp pixels. Raises `InputError` like `to_float`."
-    n = len(images)
+    pixels = to_float(images.detach().cpu()).clamp(0, 1).permute(0, 2, 3, 1)
+    n = len(pixels)
     columns = min(columns, n)
     rows = -(-n // columns)
     figure, axes = plt.subplots(
@@ -187,7 +188,6 @@ def show_images(
     )
     for axis in axes.flat:
         axis.set_axis_off()
-    pixels = to_float(images.detach().cpu()).clamp(0, 1).permute(0, 2, 3, 1)
     for i, axis in zip(range(n), axes.flat):
         axis.imshow(pixels[i].numpy(), interpolation="nearest")
         if titles:

@@ -18,7 +18,7 @@ from maevit_course.data import load_data
 from maevit_course.report import read_run, report
 from maevit_course.runs import CHECKPOINT, PREVIOUS
 
-KILLS = int(os.environ.get("MAEVIT_KILLS", 3))
+KILLS = int(os.environ.get("MAEVIT_KILLS", 1))
 #: A fine-tuning epoch has 20 steps here: one whole block of augmented images and part of another.
 FINETUNE = "--batch-size 32 --dropout 0.1 --attention-dropout 0.1 --test-every 2".split()
 
