@@ -28,7 +28,7 @@ export: $(INSTALLED) ## write the library, maevit_course/, from the notebooks
 	$(BIN)/nbdev_export
 
 # The second export is there because cleaning gives an id to cells that had none.
-notebooks: $(INSTALLED) ## run the notebooks in place (all, or ARGS="nbs/00_core.ipynb ..."), then export and readme
+notebooks: $(INSTALLED) ## run the notebooks in place (all, or ARGS="nbs/60_core.ipynb ..."), then export and readme
 	$(BIN)/nbdev_export
 	$(BIN)/python tools/notebooks.py render $(ARGS)
 	$(BIN)/nbdev_export

@@ -11,8 +11,8 @@ from maevit_course.cli import main
 from maevit_course.core import InputError
 from maevit_course.data import load_data
 from maevit_course.decoder import MAE
-from maevit_course.evaluate import embeddings
-from maevit_course.pretrain import SMALL_MODEL
+from maevit_course.evaluation import embeddings
+from maevit_course.pretraining import SMALL_MODEL
 
 
 def test_finetune_evaluate_and_report(pretrained, tmp_path, capsys):

@@ -33,7 +33,7 @@ def run_setup(tmp_path):
     "Run the set-up cell in a process with the pip above, and return the arguments of each call."
     cell = next(
         c
-        for c in nbformat.read(ROOT / "nbs/05_masking.ipynb", as_version=4).cells
+        for c in nbformat.read(ROOT / "nbs/12_masking.ipynb", as_version=4).cells
         if c.id == "colab-setup"
     )
     (tmp_path / "pip").mkdir()

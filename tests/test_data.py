@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import ToTensor
 
-from maevit_course.augment import RandomResizedCropFlip
+from maevit_course.augmentation import RandomResizedCropFlip
 from maevit_course.core import InputError, show_images
 from maevit_course.data import ImageData, denormalize, load_data, normalize
 

@@ -15,7 +15,7 @@ import torch
 from common import EPOCHS, ON_CPU, QUICK, SECONDS, digest, log, losses, maevit, run, wait_for
 from maevit_course.cli import main
 from maevit_course.data import load_data
-from maevit_course.report import read_run, report
+from maevit_course.reports import read_run, report
 from maevit_course.runs import CHECKPOINT, PREVIOUS
 
 KILLS = int(os.environ.get("MAEVIT_KILLS", 1))
@@ -182,7 +182,7 @@ def test_a_mistake_does_not_use_up_the_folder(tmp_path, monkeypatch):
     words = ["pretrain", *QUICK, "--epochs", "1", "--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
         too_large = mock.Mock(side_effect=torch.OutOfMemoryError)
-        patch.setattr("maevit_course.pretrain.reconstruction_loss", too_large)
+        patch.setattr("maevit_course.pretraining.reconstruction_loss", too_large)
         assert main(words) == 2
     assert main(words) == 0
 

@@ -14,21 +14,21 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from common import DATA, QUICK, losses
-from maevit_course.augment import (
+from maevit_course.augmentation import (
     CIFAR10_POLICIES,
     AutoAugmentBatch,
     RandomResizedCropFlip,
     apply_operation,
     magnitude_of,
 )
-from maevit_course.bench import recipe_step
+from maevit_course.benchmark import recipe_step
 from maevit_course.cli import main
 from maevit_course.core import prepare, set_seed
 from maevit_course.data import ImageData, load_data
 from maevit_course.decoder import MAE
-from maevit_course.finetune import FINETUNE_RECIPES
+from maevit_course.finetuning import FINETUNE_RECIPES
 from maevit_course.loss import reconstruction_loss
-from maevit_course.pretrain import PRETRAIN_RECIPES
+from maevit_course.pretraining import PRETRAIN_RECIPES
 from maevit_course.training import BLOCK, autocast, compiled, epoch_batches
 from maevit_course.transformer import attend
 

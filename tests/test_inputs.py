@@ -21,8 +21,8 @@ from common import DATA, QUICK
 from maevit_course.cli import main
 from maevit_course.core import InputError
 from maevit_course.data import load_data
-from maevit_course.evaluate import show_confusion
-from maevit_course.report import read_run, report
+from maevit_course.evaluation import show_confusion
+from maevit_course.reports import read_run, report
 from maevit_course.runs import Damaged, digest, pack, read_weights, save_weights, unpack
 
 fuzz = settings(
@@ -312,7 +312,8 @@ def test_bad_weights(pretrained, tmp_path, capsys):
 
 def test_a_batch_too_large_for_the_gpu_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        "maevit_course.pretrain.reconstruction_loss", mock.Mock(side_effect=torch.OutOfMemoryError)
+        "maevit_course.pretraining.reconstruction_loss",
+        mock.Mock(side_effect=torch.OutOfMemoryError),
     )
     refused(
         ["pretrain", *QUICK, "--out", tmp_path / "run"],

@@ -25,7 +25,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-LESSON = "03_patches.ipynb"
+LESSON = "10_patches.ipynb"
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from notebooks import (
     MAX_BYTES,
     ROOT,
     SETTINGS,
-    directives,
     find_notebooks,
     is_skipped,
     make_readme,
@@ -48,43 +47,50 @@ def test_readme_is_the_index():
     assert {str(p.relative_to(ROOT)): p.read_bytes() for p in ROOT.glob("images/index_*")} == images
 
 
-def module_numbers():
-    "The number of the notebook behind each module; the checks of exercises come after all lessons."
-    numbers = {
-        d.removeprefix("default_exp"): "~" * (path.parent.name == "checks")
-        + path.stem.split("_")[0]
-        for path in find_notebooks()
-        for cell in code_cells(path)
-        for d in directives(cell)
-        if d.startswith("default_exp")
-    }
-    return {**numbers, "checks": "~"}
+def layers():
+    "The layers that CONTRIBUTING.md draws, from the top to the bottom, as lists of modules."
+    drawing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    drawing = drawing.split("## Layers")[1].split("```")[1]
+    lines = [line for line in drawing.splitlines() if line.strip() not in ("", "text", "↓")]
+    return [re.split(r"\s{2,}", line.strip()) for line in lines]
 
 
-def imported_modules(source):
-    "The modules of this library which `source` imports, anywhere in it."
+def imported_modules(source, name):
+    "The modules of this library that the source of the module `name` imports, anywhere in it."
+    package = ["maevit_course", *name.split(".")[:-1]]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(filter(None, ["maevit_course" if node.level else "", node.module]))
-            names = [f"{base}.{a.name}" for a in node.names]
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*base, *([node.module] if node.module else [])])
+            names = [base] if node.module else [f"{base}.{a.name}" for a in node.names]
         else:
             continue
-        yield from (n.split(".")[1] for n in names if n.startswith("maevit_course."))
-
-
-def test_modules_import_only_lower_numbers():
-    numbers = module_numbers()
-    wrong = [
-        f"{name} imports {other}"
-        for name, number in numbers.items()
-        if name != "checks"
-        for other in imported_modules(
-            (LIB / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
+        yield from (
+            n.removeprefix("maevit_course.") for n in names if n.startswith("maevit_course.")
         )
-        if numbers.get(other, "") >= number
-    ]
+
+
+def test_imports_point_down():
+    "A module imports only modules of lower layers; the lessons' own ring is imported by none."
+    drawn = layers()
+    height = {name: -n for n, layer in enumerate(drawn) for name in layer}
+    assert len(height) == sum(map(len, drawn)), "a module is drawn twice"
+    found = {
+        ".".join(p.relative_to(LIB).with_suffix("").parts)
+        for p in LIB.rglob("*.py")
+        if p.name not in ("__init__.py", "_modidx.py")
+    }
+    checks = {name for name in found if name.startswith("course.checks.")}
+    assert found - checks == set(height), "CONTRIBUTING.md draws other modules"
+    wrong = []
+    for name in height:
+        source = (LIB / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
+        for other in imported_modules(source, name):
+            lower = height.get(other, 1) < height[name]
+            if not lower or other.startswith("course"):
+                wrong.append(f"{name} imports {other}")
     assert not wrong
 
 
@@ -126,7 +132,7 @@ for m in pkgutil.walk_packages(maevit_course.__path__, 'maevit_course.'):
     importlib.import_module(m.name)
 for tool in 'nbdev', 'fastcore', 'execnb', 'IPython', 'jupyter', 'jupyter_core', 'ipykernel':
     assert importlib.util.find_spec(tool) is None, f'{tool} is installed'
-from maevit_course.paper import read_records
+from maevit_course.paper.tables import read_records
 from maevit_course.runs import shipped
 assert read_records('small') and shipped(), 'records or weights were left behind'
 """

@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from maevit_course.core import InputError, set_seed
 from maevit_course.decoder import MAE, ModelConfig
 from maevit_course.encoder import Encoder
-from maevit_course.finetune import Classifier
+from maevit_course.finetuning import Classifier
 from maevit_course.loss import reconstruction_loss
 from maevit_course.masking import random_masking
 from maevit_course.patches import patchify, unpatchify
-from maevit_course.pretrain import SMALL_MODEL
+from maevit_course.pretraining import SMALL_MODEL
 from maevit_course.transformer import TransformerLayer, fast_dropout
 
 
@@ -113,7 +113,7 @@ def test_loss_at_the_start_on_uniform_noise():
 
 def test_loss_at_the_start_on_cifar(cifar10):
     "The paper's Figure 3 begins at 0.63; 0.6285 is expected after its crop."
-    from maevit_course.augment import RandomResizedCropFlip
+    from maevit_course.augmentation import RandomResizedCropFlip
     from maevit_course.data import normalize
 
     losses = []

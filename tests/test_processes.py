@@ -105,7 +105,7 @@ def test_shares_of_a_batch_do_not_overlap(monkeypatch):
     """
     import maevit_course.core as core
     import maevit_course.training as training
-    from maevit_course.augment import AutoAugmentBatch, RandomResizedCropFlip
+    from maevit_course.augmentation import AutoAugmentBatch, RandomResizedCropFlip
     from maevit_course.data import load_data
 
     train, _ = load_data("shapes", limit=400)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maevit_course.augment import RandomResizedCropFlip, random_boxes, resize_matrix
+from maevit_course.augmentation import RandomResizedCropFlip, random_boxes, resize_matrix
 from maevit_course.core import derive_seed, draw_rows, set_seed
 from maevit_course.data import ImageData, denormalize, normalize
 from maevit_course.loss import reconstruction_loss

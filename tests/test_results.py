@@ -13,8 +13,15 @@ from conftest import ROOT
 from maevit_course.cli import main
 from maevit_course.core import InputError
 from maevit_course.data import load_data
-from maevit_course.paper import finetuning_table, pretraining_table, read_records, table_3
-from maevit_course.reproduce import SCALES, is_kept, load_pretrained, plan, reproduce, summarise_log
+from maevit_course.paper.experiments import (
+    SCALES,
+    is_kept,
+    load_pretrained,
+    plan,
+    reproduce,
+    summarise_log,
+)
+from maevit_course.paper.tables import finetuning_table, pretraining_table, read_records, table_3
 from maevit_course.runs import SHIPPED, Run, read_safetensors, release, shipped
 
 RECORDS = {
@@ -86,7 +93,7 @@ def test_a_run_that_goes_on_elsewhere_says_so(tmp_path):
 
 
 def test_several_processes_do_not_share_a_reproduction(monkeypatch, tmp_path):
-    monkeypatch.setattr("maevit_course.reproduce.WORLD_SIZE", 2)
+    monkeypatch.setattr("maevit_course.paper.experiments.WORLD_SIZE", 2)
     with pytest.raises(InputError, match="one process"):
         reproduce([], {}, tmp_path, tmp_path)
 
@@ -144,7 +151,7 @@ def test_shipped_classifier_has_the_accuracy_of_its_record(cifar10_file, capsys)
 
 
 def test_shipped_autoencoder_has_the_loss_of_its_record(cifar10_file):
-    from maevit_course.evaluate import reconstruction_error
+    from maevit_course.evaluation import reconstruction_error
 
     loss = reconstruction_error(load_pretrained("c10-small"), load_data(str(cifar10_file))[1])[
         "loss"

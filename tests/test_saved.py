@@ -11,10 +11,10 @@ from common import EPOCHS, QUICK, digest
 from maevit_course.cli import main
 from maevit_course.core import InputError, from_saved
 from maevit_course.decoder import MAE, ModelConfig, build_encoder
-from maevit_course.finetune import Classifier
-from maevit_course.paper import read_records
-from maevit_course.pretrain import SMALL_MODEL
-from maevit_course.reproduce import SCALES, is_kept, plan
+from maevit_course.finetuning import Classifier
+from maevit_course.paper.experiments import SCALES, is_kept, plan
+from maevit_course.paper.tables import read_records
+from maevit_course.pretraining import SMALL_MODEL
 from maevit_course.runs import read_safetensors
 
 #: Names and shapes as version 0.1 wrote them. New names may be added; none may go or change.

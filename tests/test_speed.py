@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from maevit_course import transformer
-from maevit_course.bench import paper_step
+from maevit_course.benchmark import paper_step
 from maevit_course.core import set_seed
 from maevit_course.decoder import MAE, ModelConfig, build_encoder
-from maevit_course.finetune import Classifier, classification_loss
+from maevit_course.finetuning import Classifier, classification_loss
 from maevit_course.loss import reconstruction_loss
 from maevit_course.training import autocast, compiled
 
