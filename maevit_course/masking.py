@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .core import InputError, draw_rows
+from .core import InputError
 
 # %% ../nbs/12_masking.ipynb #bb104d1f
 def random_masking(
@@ -32,7 +32,7 @@ def random_masking(
             "choose one that hides at least one and keeps at least one"
         )
     if noise is None:
-        noise = draw_rows(lambda n: torch.rand(n, n_patches, device=device), batch)
+        noise = torch.rand(batch, n_patches, device=device)
     keep = noise.argsort(dim=1)[:, : n_patches - n_masked]
     masked = torch.ones_like(noise, dtype=torch.bool).scatter(1, keep, False)
     return keep, masked

@@ -8,11 +8,9 @@ import pytest
 
 from common import DATA, QUICK
 from maevit_course.cli import main
-from maevit_course.core import InputError
 from maevit_course.data import load_data
-from maevit_course.decoder import MAE
-from maevit_course.evaluation import embeddings
-from maevit_course.pretraining import SMALL_MODEL
+from maevit_course.models import load_model
+from maevit_course.weights import from_bytes, read_weights
 
 
 def test_finetune_evaluate_and_report(pretrained, tmp_path, capsys):
@@ -67,11 +65,9 @@ def test_bench_prints_numbers(capsys):
 
 
 def test_weights_know_their_recipe_and_the_checkpoint_its_step(pretrained):
-    from maevit_course.runs import read_safetensors, read_weights
-
     _, about = read_weights(pretrained, "mae")
     assert about["recipe"]["epochs"] == 6 and about["model"]["patch_size"] == 4
-    _, about = read_safetensors(pretrained / "checkpoint.safetensors")
+    _, about = from_bytes((pretrained / "checkpoint.safetensors").read_bytes())
     assert about["epoch"] == 6 and about["step"] == 0
 
 
@@ -93,7 +89,7 @@ def test_demo_compares_two_classifiers(tmp_path, capsys):
     words = ["demo", "--epochs", "1", "--finetune-epochs", "2", "--limit", "640"]
     assert main([*words, "--out", str(tmp_path / "demo")]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"pre-trained \d+\.\d %   from scratch \d+\.\d %", said)
+    assert re.search(r"pre-trained +\d+\.\d %\n  from scratch +\d+\.\d %", said)
     page = (tmp_path / "demo/report.html").read_text()
     assert page.count("<img") == 2 and 'src="http' not in page
     for run in ("pretrain", "pretrained", "scratch"):
@@ -101,7 +97,33 @@ def test_demo_compares_two_classifiers(tmp_path, capsys):
     assert main([*words, "--out", str(tmp_path / "demo")]) == 0  # once more: all is done already
 
 
-def test_an_unknown_way_to_pool_is_refused():
-    mae, (data, _) = MAE(SMALL_MODEL), load_data("shapes", limit=4)
-    with pytest.raises(InputError, match="'cls'"):
-        embeddings(mae.encoder, data, 32, 4, pool="cls")
+def test_a_run_is_repeated_from_its_settings(pretrained, tmp_path, capsys):
+    "With all images, with few labels from weights, and never with other data or weights."
+    few, again = tmp_path / "few", tmp_path / "again"
+    words = ["finetune", *QUICK, "--epochs", "1", "--labels-per-class", "10"]
+    assert main([*words, "--weights", str(pretrained), "--out", str(few)]) == 0
+    for run, weights in ((pretrained, []), (few, ["--weights", str(pretrained)])):
+        out = str(again / run.name)
+        assert main(["rerun", str(run), *DATA, *weights, "--out", out]) == 0
+        assert load_model(out).fingerprint() == load_model(run).fingerprint()
+    capsys.readouterr()
+    assert main(["rerun", str(few), *DATA, "--out", str(tmp_path / "x")]) == 2
+    assert "other weights" in capsys.readouterr().err
+    images, labels = np.zeros((640, 32, 32), np.uint8), np.arange(640) % 10
+    arrays = {"train_images": images, "train_labels": labels}
+    np.savez(tmp_path / "x.npz", **arrays, test_images=images, test_labels=labels)
+    other = ["--data", str(tmp_path / "x.npz")]
+    assert main(["rerun", str(pretrained), *other, "--out", str(tmp_path / "x")]) == 2
+    assert "does not hold the 640 images" in capsys.readouterr().err
+
+
+def test_each_class_can_be_measured(pretrained, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert main(["finetune", *QUICK, "--epochs", "1", "--out", out]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", *DATA, "--weights", out, "--per-class", "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    classes, n = results["classes"], 160
+    assert len(classes) == 10 and sum(row["images"] for row in classes.values()) == n
+    right = sum(row["recall"] * row["images"] for row in classes.values())
+    assert right / n == pytest.approx(results["accuracy"])

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import ToTensor
 
 from maevit_course.augmentation import RandomResizedCropFlip
-from maevit_course.core import InputError, show_images
-from maevit_course.data import ImageData, denormalize, load_data, normalize
+from maevit_course.core import InputError
+from maevit_course.data import ImageData, denormalize, load_data, normalize, preprocess
+from maevit_course.plots import show_images
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +57,48 @@ def test_other_ranges_are_refused(wrong, data):
     for function in (normalize, show_images):
         with pytest.raises(InputError, match="0 to 1"):
             function(wrong(data.images))
+
+
+def test_a_torch_data_set_becomes_image_data(data):
+    "Images as PIL or as `ToTensor` makes them, of any size; the classes come along."
+    pairs = [(Image.fromarray(x.permute(1, 2, 0).numpy()), int(y)) for x, y in data]
+    for items in (pairs, [(ToTensor()(image), label) for image, label in pairs]):
+        again = ImageData.from_dataset(items, classes=data.classes, name="shapes")
+        assert again.describe() == data.describe()
+    wide = TensorDataset(torch.rand(3, 1, 20, 30), torch.tensor([0, 1, 1]))
+    assert ImageData.from_dataset(wide, size=16).images.shape == (3, 3, 16, 16)
+    for wrong in ([(pairs[0][0],)], [("nowhere.png", 0)], [(3, 0)]):
+        with pytest.raises(InputError):
+            ImageData.from_dataset(wrong)
+
+
+def test_a_split_holds_out_the_same_fraction_of_each_class():
+    data = load_data("shapes", limit=500)[0]
+    rest, held = data.split(0.2)
+    total, part = (torch.bincount(d.labels, minlength=10) for d in (data, held))
+    assert torch.equal(part, (0.2 * total).round().long()) and len(rest) + len(held) == 500
+    whole = torch.cat([rest.images, held.images]).flatten(1)
+    assert len(whole.unique(dim=0)) == len(data.images.flatten(1).unique(dim=0))
+    assert torch.equal(data.split(0.2)[1].images, held.images)
+    assert not torch.equal(data.split(0.2, seed=1)[1].images, held.images)
+    for wrong in (0, 1, -0.1, float("nan")):
+        with pytest.raises(InputError, match="between 0 and 1"):
+            data.split(wrong)
+
+
+def test_any_form_of_an_image_is_prepared_alike(data, tmp_path):
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    images = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in data.images[:3]]
+    for image, file in zip(images, files):
+        image.save(file)
+    expected = preprocess(data.images[:3], 24)
+    assert expected.shape == (3, 3, 24, 24) and expected.min() >= -1 and expected.max() <= 1
+    for form in (images, files, [images[0], str(files[1]), data.images[2]]):
+        torch.testing.assert_close(preprocess(form, 24), expected)
+    torch.testing.assert_close(preprocess(images[0], 24), expected[:1])
+    torch.testing.assert_close(preprocess(data.images[0], 24), expected[:1])
+    grey = preprocess(Image.new("L", (50, 30), 255), 8)
+    torch.testing.assert_close(grey, torch.ones(1, 3, 8, 8))
+    for wrong in ([], 3, [None], torch.zeros(2, 5, 8, 8), tmp_path / "nowhere.png"):
+        with pytest.raises(InputError):
+            preprocess(wrong, 24)

@@ -15,8 +15,10 @@ import torch
 from common import EPOCHS, ON_CPU, QUICK, SECONDS, digest, log, losses, maevit, run, wait_for
 from maevit_course.cli import main
 from maevit_course.data import load_data
-from maevit_course.reports import read_run, report
-from maevit_course.runs import CHECKPOINT, PREVIOUS
+from maevit_course.reports import report
+from maevit_course.runs import RunRecord
+
+CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 
 KILLS = int(os.environ.get("MAEVIT_KILLS", 1))
 #: A fine-tuning epoch has 20 steps here: one whole block of augmented images and part of another.
@@ -125,7 +127,7 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(damage, stopped, undisturbed):
     (stopped / CHECKPOINT).write_bytes(DAMAGES[damage]((stopped / CHECKPOINT).read_bytes()))
     done = resume(stopped)
-    assert done.returncode == 0 and "damaged" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 0 and "is corrupt" in done.stderr and done.stderr.count("\n") == 1
     assert same(stopped, undisturbed("pretrain")[0])
 
 
@@ -134,7 +136,7 @@ def test_two_damaged_checkpoints_are_an_error_and_stay_as_they_are(stopped):
         (stopped / name).write_bytes(b"rubbish")
     before = (stopped / "metrics.jsonl").read_text()
     done = resume(stopped)
-    assert done.returncode == 2 and "no checkpoint" in done.stderr
+    assert done.returncode == 2 and "checkpoints" in done.stderr and "are corrupt" in done.stderr
     assert (stopped / "metrics.jsonl").read_text() == before
 
 
@@ -143,7 +145,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(stopped, undisturbed):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
     done = resume(stopped, preexec_fn=limit)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "File too large" in done.stderr and "last checkpoint is whole" in done.stderr
+    assert "File too large" in done.stderr and "last checkpoint is intact" in done.stderr
     assert resume(stopped).returncode == 0 and same(stopped, undisturbed("pretrain")[0])
 
 
@@ -163,7 +165,7 @@ def test_a_log_whose_last_line_was_cut_off_is_still_a_log(pretrained, tmp_path):
     out = shutil.copytree(pretrained, tmp_path / "mae")
     text = (out / "metrics.jsonl").read_text()
     (out / "metrics.jsonl").write_text(text[: text.rindex("{") + 20])
-    assert len(read_run(out)[1]) == EPOCHS - 1
+    assert RunRecord.load(out).epochs == EPOCHS - 1
     assert report(out, load_data("shapes", limit=40)[1]).exists()
 
 

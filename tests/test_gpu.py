@@ -17,20 +17,19 @@ from common import DATA, QUICK, losses
 from maevit_course.augmentation import (
     CIFAR10_POLICIES,
     AutoAugmentBatch,
-    RandomResizedCropFlip,
     apply_operation,
     magnitude_of,
 )
 from maevit_course.benchmark import recipe_step
 from maevit_course.cli import main
-from maevit_course.core import prepare, set_seed
+from maevit_course.core import set_seed
 from maevit_course.data import ImageData, load_data
-from maevit_course.decoder import MAE
 from maevit_course.finetuning import FINETUNE_RECIPES
+from maevit_course.kernels import attention, autocast, compile_or_fall_back, configure_backend
 from maevit_course.loss import reconstruction_loss
+from maevit_course.models import MAE
 from maevit_course.pretraining import PRETRAIN_RECIPES
-from maevit_course.training import BLOCK, autocast, compiled, epoch_batches
-from maevit_course.transformer import attend
+from maevit_course.training import Batches
 
 COMPILED = pytest.mark.filterwarnings("error:the step could not be compiled")
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -57,13 +56,8 @@ def test_on_a_pretended_gpu_steps_mix_no_devices_and_read_no_numbers(recipe, mon
     with FakeTensorMode(allow_non_fake_inputs=True):
         with GPU:
             step = recipe_step(replace(recipe, compile=False, precision="fp32"), GPU)
-        for _, images, labels in epoch_batches(
-            noise(2 * recipe.batch_size, GPU),
-            recipe,
-            0,
-            0,
-            RandomResizedCropFlip(36, recipe.crop_scale),
-        ):
+        data = noise(2 * recipe.batch_size, GPU)
+        for images, labels in Batches(data, recipe, recipe.crop()).epoch(0):
             said = step(images, labels)
             assert images.is_cuda and all(
                 value.is_cuda and not value.shape for value in said.values()
@@ -96,13 +90,13 @@ def test_the_model_computes_what_it_does_on_the_cpu():
 @on_a_gpu
 def test_attention_drops_as_much_as_it_is_told_to():
     "Equal scores and the unit matrix for values: what comes out are the weights themselves."
-    prepare(GPU)
+    configure_backend(GPU)
     q, v = (
         torch.zeros(64, 3, 64, 64, device=GPU, dtype=torch.bfloat16),
         torch.eye(64, device=GPU, dtype=torch.bfloat16).expand(64, 3, 64, 64),
     )
     for p in (0.1, 0.3):
-        assert (attend(q, q, v, p) == 0).float().mean().item() == pytest.approx(p, abs=0.005)
+        assert (attention(q, q, v, p) == 0).float().mean().item() == pytest.approx(p, abs=0.005)
 
 
 def loss_and_gradient(mae, loss_fn, images):
@@ -121,13 +115,14 @@ def test_the_compiled_step_in_bf16_computes_what_the_plain_one_does_and_obeys_th
     plain = lambda model, x, _: reconstruction_loss(*model(x, noise=places))
     mae = MAE(dropout=0.0, attention_dropout=0.0).to(GPU)
     (loss, gradient), (fused_loss, fused_gradient) = (
-        loss_and_gradient(mae, f, images) for f in (plain, compiled(plain))
+        loss_and_gradient(mae, f, images) for f in (plain, compile_or_fall_back(plain))
     )
     assert (
         abs(fused_loss - loss) < 0.01 * loss
         and F.cosine_similarity(gradient, fused_gradient, dim=0) > 0.995
     )
-    mae, fused = MAE().to(GPU), compiled(lambda model, x, _: reconstruction_loss(*model(x)))
+    mae = MAE().to(GPU)
+    fused = compile_or_fall_back(lambda model, x, _: reconstruction_loss(*model(x)))
     first, again = (loss_and_gradient(mae, fused, images)[0] for _ in range(2))
     assert first == again
     set_seed(1)
@@ -151,19 +146,18 @@ def test_autoaugment_draws_and_does_the_same():
 @COMPILED
 @RECIPES
 def test_steps_within_a_block_never_wait_for_the_gpu(recipe, request):
-    data = noise(BLOCK * recipe.batch_size, GPU)
+    data = noise(Batches.block * recipe.batch_size, GPU)
     step, block = (
         recipe_step(recipe, GPU),
         AutoAugmentBatch() if hasattr(recipe, "auto_augment") else None,
     )
     request.addfinalizer(lambda: torch.cuda.set_sync_debug_mode("default"))
-    for n, images, labels in epoch_batches(
-        data, recipe, 0, 0, RandomResizedCropFlip(36, recipe.crop_scale), block
-    ):
+    batches = Batches(data, recipe, recipe.crop(), block)
+    for n, (images, labels) in enumerate(batches.epoch(0)):
         step(images, labels)
         if n == 2:  # all is compiled by now
             torch.cuda.set_sync_debug_mode("error")
-    assert n == BLOCK - 1
+    assert n == Batches.block - 1
 
 
 @on_a_gpu

@@ -19,11 +19,12 @@ from PIL import Image
 import maevit_course
 from common import DATA, QUICK
 from maevit_course.cli import main
-from maevit_course.core import InputError
+from maevit_course.core import InputError, fingerprint
 from maevit_course.data import load_data
 from maevit_course.evaluation import show_confusion
-from maevit_course.reports import read_run, report
-from maevit_course.runs import Damaged, digest, pack, read_weights, save_weights, unpack
+from maevit_course.reports import report
+from maevit_course.runs import RunRecord
+from maevit_course.weights import CorruptFileError, from_bytes, read_weights, to_bytes
 
 fuzz = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -193,16 +194,32 @@ def test_a_limit_leaves_the_test_images_alone(tmp_path):
     assert len(some) == 3 and torch.equal(test.images, whole.images)
 
 
+#: What the parser of the command line refuses, in its own words.
+PARSED = {
+    "pretrain --recipe papre": "papre",
+    "pretrain --recipe small --epochs many": "many",
+    "pretrain --recipe small --epoch 3": "--epochs",
+    "fly": "fly",
+}
+
+
+@pytest.mark.parametrize("words", PARSED)
+def test_a_wrong_command_line_is_explained(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert PARSED[words] in error and "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
 SETTINGS = {
-    "pretrain --recipe papre": "'papre'",
     "pretrain --recipe small --epochs 0": "epochs is 0",
     "pretrain --recipe small --epochs -3": "epochs is -3",
-    "pretrain --recipe small --epochs many": "many",
     "pretrain --recipe small --batch-size 0": "batch_size is 0",
     "pretrain --recipe small --base-lr nan": "base_lr is nan",
-    "pretrain --recipe small --weight-decay -1": "weight_decay (-1.0)",
+    "pretrain --recipe small --weight-decay -1": "weight_decay is -1.0",
     "pretrain --recipe small --betas 0.9 1": "betas",
-    "pretrain --recipe small --seed -1": "seed (-1)",
+    "pretrain --recipe small --seed -1": "seed is -1",
     "pretrain --recipe small --warmup-epochs 21": "warmup_epochs is 21",
     "pretrain --recipe small --mask-ratio 1": "mask_ratio 1.0",
     "pretrain --recipe small --mask-ratio 0": "mask_ratio 0.0",
@@ -215,27 +232,32 @@ SETTINGS = {
     "pretrain --recipe small --dropout 1.5": "dropout is 1.5",
     "pretrain --recipe small --width 0": "width is 0",
     "pretrain --recipe small --device gpu": "'gpu'",
-    "pretrain --recipe small --minutes -1": "minutes (-1.0)",
-    "pretrain --recipe small --checkpoint-minutes -1": "checkpoint_minutes (-1.0)",
+    "pretrain --recipe small --minutes -1": "minutes is -1.0",
+    "pretrain --recipe small --checkpoint-minutes -1": "checkpoint_minutes is -1.0",
     "pretrain --recipe small --limit 0": "limit (0)",
     "pretrain --recipe small --size 0": "size (0)",
     "pretrain --recipe small --size 99999": "size (99999)",
     "finetune --recipe small --weights nowhere": "'nowhere'",
     "finetune --recipe small --labels-per-class 99999": "99999",
     "finetune --recipe small --labels-per-class -1": "-1",
-    "finetune --recipe small --layer-decay 2": "layer_decay (2.0)",
-    "finetune --recipe small --test-every 0": "test_every (0)",
+    "finetune --recipe small --layer-decay 2": "layer_decay is 2.0",
+    "finetune --recipe small --test-every 0": "test_every is 0",
     "evaluate --weights nowhere": "'nowhere'",
     "bench --seconds 0": "seconds",
     "bench --batch-size 0": "batch_size is 0",
-    "fly": "'fly'",
+    "pretrain --recipe small --ema 1": "ema is 1",
+    "pretrain --recipe small --clip-grad 0": "clip_grad is 0",
+    "finetune --recipe small --mixup -1": "mixup is -1",
+    "finetune --recipe small --weights c10-small --freeze 9": "freeze is 9",
+    "finetune --recipe small --freeze 1": "without weights",
+    "rerun nowhere --out x": "'nowhere'",
 }
 
 
 @pytest.mark.parametrize("words", SETTINGS)
 def test_bad_settings(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    given = "--limit" in words or "nowhere" in words or words.split()[0] in ("fly", "evaluate")
+    given = "--limit" in words or "nowhere" in words or words.split()[0] in ("evaluate", "rerun")
     limit = [] if given else ["--limit", "300"]
     refused(words.split() + limit, SETTINGS[words], capsys)
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -260,44 +282,44 @@ def test_bad_weights(pretrained, tmp_path, capsys):
         "truncated": (whole[:-50], "no readable safetensors"),
         "a bit turned": (
             whole[:-50] + bytes([whole[-50] ^ 1]) + whole[-49:],
-            "not what was written",
+            "checksum mismatch",
         ),
-        "foreign": (pack(tensors, {}), "foreign weights"),
+        "foreign": (to_bytes(tensors, {}), "foreign weights"),
         "of a classifier without classes": (
-            pack(tensors, about | {"kind": "classifier"}),
-            "does not name its classes",
+            to_bytes(tensors, about | {"kind": "classifier"}),
+            "which model",
         ),
         "of another shape": (
-            pack(tensors, about | {"model": about["model"] | {"width": 64}}),
+            to_bytes(tensors, about | {"model": about["model"] | {"width": 64}}),
             "do not fit",
         ),
-        "without its sizes": (pack(tensors, {"kind": "mae"}), "which model"),
+        "without its sizes": (to_bytes(tensors, {"kind": "mae"}), "which model"),
         "of sizes that are no numbers": (
-            pack(tensors, about | {"model": about["model"] | {"width": 128.5}}),
+            to_bytes(tensors, about | {"model": about["model"] | {"width": 128.5}}),
             "width is 128.5",
         ),
         "of sizes that are words": (
-            pack(tensors, about | {"model": about["model"] | {"dropout": "much"}}),
+            to_bytes(tensors, about | {"model": about["model"] | {"dropout": "much"}}),
             "which model",
         ),
-        "of no description": (pack(tensors, ["mae"]), "no readable safetensors"),
+        "of no description": (to_bytes(tensors, ["mae"]), "no readable safetensors"),
         "of a classifier with one long class": (
-            pack(tensors, about | {"kind": "classifier", "classes": "cat"}),
-            "does not name its classes",
+            to_bytes(tensors, about | {"kind": "classifier", "classes": "cat"}),
+            "which model",
         ),
         "of a model from the future": (
-            pack(tensors, about | {"model": about["model"] | {"magic": 1}}),
+            to_bytes(tensors, about | {"model": about["model"] | {"magic": 1}}),
             "magic",
         ),
         "a tensor short": (
-            pack({n: t for n, t in tensors.items() if "head" not in n}, about),
+            to_bytes({n: t for n, t in tensors.items() if "head" not in n}, about),
             "do not fit",
         ),
     }
     for content, said in bad.values():
         (tmp_path / "model.safetensors").write_bytes(content)
         refused(["evaluate", *DATA, "--weights", tmp_path], said, capsys)
-    (tmp_path / "model.safetensors").write_bytes(pack(tensors, about | {"kind": "classifier"}))
+    (tmp_path / "model.safetensors").write_bytes(to_bytes(tensors, about | {"kind": "classifier"}))
     refused(
         ["finetune", *QUICK, "--weights", tmp_path, "--out", tmp_path / "run"],
         "holds classifier weights",
@@ -305,7 +327,7 @@ def test_bad_weights(pretrained, tmp_path, capsys):
     )
     refused(
         ["finetune", *QUICK, "--weights", pretrained, "--depth", "6", "--out", tmp_path / "run"],
-        "depth (4 → 6)",
+        "depth is 6, but the weights in",
         capsys,
     )
 
@@ -325,7 +347,7 @@ def test_a_batch_too_large_for_the_gpu_is_told(tmp_path, monkeypatch, capsys):
 def test_one_class_cannot_be_learned_but_may_be_looked_at(tmp_path, capsys):
     folder = make_folder(tmp_path / "x", ("cat",))
     refused(
-        ["finetune", "--data", folder, *SMALL, "--out", tmp_path / "fine"], "two classes", capsys
+        ["finetune", "--data", folder, *SMALL, "--out", tmp_path / "fine"], "at least two", capsys
     )
     assert main(["pretrain", "--data", str(folder), *SMALL, "--out", str(tmp_path / "run")]) == 0
 
@@ -405,7 +427,7 @@ def test_a_malicious_pickle_is_never_run(pretrained, tmp_path, capsys):
         refused(words, "", capsys)
     refused(
         ["pretrain", *QUICK, "--epochs", "6", "--out", run, "--resume"],
-        "no checkpoint",
+        "are corrupt",
         capsys,
         warned=1,
     )
@@ -434,20 +456,21 @@ def test_packed_bytes_return_or_are_called_damaged(lists, data):
     tensors = {
         name: torch.tensor(values) for name, values in lists.items() if name != "__metadata__"
     }
-    content = pack(tensors, {"names": sorted(tensors)})
-    again, about = unpack(content)
-    assert about == {"names": sorted(tensors)} and digest(*again.values()) == digest(
+    content = to_bytes(tensors, {"names": sorted(tensors)})
+    again, about = from_bytes(content)
+    assert about == {"names": sorted(tensors)} and fingerprint(*again.values()) == fingerprint(
         *[tensors[n] for n in again]
     )
     spoilt = bytearray(content)
     spoilt[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     try:
-        changed, said = unpack(bytes(spoilt))
-    except Damaged:
+        changed, said = from_bytes(bytes(spoilt))
+    except CorruptFileError:
         return
     # What passes says of itself that it is foreign, or was changed where nothing is said.
     assert said == {} or (
-        said == about and digest(*changed, *changed.values()) == digest(*again, *again.values())
+        said == about
+        and fingerprint(*changed, *changed.values()) == fingerprint(*again, *again.values())
     )
 
 
@@ -507,17 +530,20 @@ def test_every_message_names_a_value():
 def test_a_report_of_a_run_without_an_epoch_is_refused(pretrained, tmp_path):
     shutil.copytree(pretrained, tmp_path / "run")
     (tmp_path / "run/metrics.jsonl").write_text("")
-    with pytest.raises(InputError, match="not one epoch is done"):
+    with pytest.raises(InputError, match="no epoch has finished"):
         report(tmp_path / "run", load_data("shapes", limit=40)[1])
     (tmp_path / "run/config.json").write_text("{}")
     with pytest.raises(InputError, match="not that of a run"):
-        read_run(tmp_path / "run")
+        RunRecord.load(tmp_path / "run")
 
 
 def test_a_class_may_be_called_anything():
-    show_confusion(torch.eye(2), (r"$\x$", "<b>")).savefig(io.BytesIO())
+    classes = torch.arange(2)
+    show_confusion(classes, classes, (r"$\x$", "<b>")).savefig(io.BytesIO())
 
 
 def test_weights_of_sixteen_bits_are_read_as_thirtytwo(tmp_path):
-    save_weights(tmp_path / "model.safetensors", torch.nn.Linear(2, 2).bfloat16(), {"kind": "mae"})
+    layer = torch.nn.Linear(2, 2).bfloat16()
+    content = to_bytes(layer.state_dict(), {"kind": "mae"})
+    (tmp_path / "model.safetensors").write_bytes(content)
     assert read_weights(tmp_path)[0]["weight"].dtype == torch.float32

@@ -8,14 +8,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from maevit_course.core import InputError, set_seed
-from maevit_course.decoder import MAE, ModelConfig
+from maevit_course.data import load_data
 from maevit_course.encoder import Encoder
-from maevit_course.finetuning import Classifier
+from maevit_course.kernels import Dropout
 from maevit_course.loss import reconstruction_loss
 from maevit_course.masking import random_masking
+from maevit_course.models import MAE, Classifier, ModelConfig, load_model
 from maevit_course.patches import patchify, unpatchify
-from maevit_course.pretraining import SMALL_MODEL
-from maevit_course.transformer import TransformerLayer, fast_dropout
+from maevit_course.pretraining import PRETRAIN_RECIPES
+from maevit_course.transformer import TransformerLayer
+
+SMALL_MODEL = PRETRAIN_RECIPES["small"].model
 
 
 def count(module):
@@ -127,15 +130,17 @@ def test_loss_at_the_start_on_cifar(cifar10):
     assert 0.57 < losses.mean() < 0.69
 
 
-def test_fast_dropout_is_dropout():
+def test_dropout_is_dropout():
     "Unbiased, of the right rate, its own draw each time, and its gradient is its mask."
     x = torch.ones(1_000_003, requires_grad=True)
-    y = fast_dropout(x, 0.25)
+    drop = Dropout(0.25)
+    y = drop(x)
     y.sum().backward()
     assert torch.equal(x.grad, y.detach())
     assert y.detach().unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
     assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=0.0022)
-    assert not torch.equal(fast_dropout(x, 0.25), y)
+    assert not torch.equal(drop(x), y)
+    assert drop.eval()(x) is x and isinstance(drop, nn.Dropout)
 
 
 @pytest.mark.parametrize(
@@ -248,8 +253,59 @@ def test_the_gradient_reaches_every_parameter(sizes):
     reconstruction_loss(*mae(images))["loss"].backward()
     assert [n for n, p in mae.named_parameters() if p.grad is None or not p.grad.any()] == []
     assert mae.encoder.positions.grad[-1].any() and mae.decoder.positions.grad[-1].any()  # dummy
-    classifier = Classifier(mae.encoder, 10, c.patch_size)
+    classifier = Classifier(mae.encoder, 10)
     classifier.zero_grad()
     classifier(images).square().sum().backward()
     for name, p in classifier.named_parameters():
         assert p.grad is not None and p.grad.any(), name
+
+
+@pytest.mark.parametrize("sizes", [*SIZES, "odd"])
+def test_a_classifier_knows_the_sizes_of_its_encoder(sizes):
+    odd = {"image_size": 8, "patch_size": 2, "width": 30, "depth": 1, "mlp_ratio": 1.7}
+    config = ModelConfig(**SIZES.get(sizes, odd))
+    names = ("image_size", "patch_size", "width", "depth", "heads", "norm_first", "dropout")
+    classifier = Classifier(config.encoder(), ("cat", "dog"))
+    assert all(getattr(classifier.config, name) == getattr(config, name) for name in names)
+    state = classifier.state_dict()
+    Classifier(classifier.config.encoder(), 2).load_state_dict(state)
+
+
+def test_models_return_from_a_file_as_they_were(tmp_path):
+    set_seed(0)
+    mae, classifier = MAE(SMALL_MODEL), Classifier(SMALL_MODEL.encoder(), ("cat", "dog", "cow"))
+    for model in (mae, classifier):
+        path = tmp_path / f"{model.kind}.safetensors"
+        model.save_pretrained(path)
+        again = type(model).from_pretrained(path)
+        assert again.fingerprint() == model.fingerprint() and again.config == model.config
+        assert not again.training
+    assert again.classes == ("cat", "dog", "cow")
+    with pytest.raises(InputError, match="holds classifier weights"):
+        MAE.from_pretrained(path)
+
+
+def test_a_prediction_is_the_most_probable_class_of_the_logits():
+    set_seed(0)
+    data = load_data("shapes", limit=8)[0]
+    classifier = Classifier(SMALL_MODEL.encoder(), data.classes)
+    logits = classifier.predict_logits(data.images)
+    assert classifier.predict(data.images) == [data.classes[c] for c in logits.argmax(1)]
+    torch.testing.assert_close(classifier.predict_proba(data.images), logits.softmax(1))
+    torch.testing.assert_close(classifier.predict_logits(data.images[3]), logits[3:4])
+
+
+def test_positions_are_interpolated_to_another_image_size():
+    "A smooth field of positions is the same smooth field on a finer grid; the dummy keeps its own."
+    mae, larger = (MAE.from_pretrained("c10-small", size) for size in (None, 64))
+    assert larger.config.image_size == 64 and larger.encoder.positions.shape == (257, 128)
+    for part in ("encoder", "decoder"):
+        old, new = (getattr(m, part).positions for m in (mae, larger))
+        assert torch.equal(old[-1], new[-1])
+        coarse = nn.functional.avg_pool2d(new[:-1].T.reshape(1, -1, 16, 16), 2)
+        error = (coarse.flatten(2)[0].T - old[:-1]).square().mean() / old[:-1].var()
+        assert error < 0.1
+    same = load_model("c10-small", image_size=32)
+    assert same.fingerprint() == mae.fingerprint()
+    with pytest.raises(InputError, match="multiple of patch_size"):
+        load_model("c10-small", image_size=33)

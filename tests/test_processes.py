@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from common import ON_CPU, QUICK, losses, maevit
-from maevit_course.core import InputError, pick_device
+from maevit_course.augmentation import AutoAugmentBatch, RandomResizedCropFlip
+from maevit_course.core import InputError, World, pick_device
+from maevit_course.data import load_data
+from maevit_course.training import Batches, Recipe
 
 EPOCHS = 3
 
@@ -91,36 +94,25 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
-    monkeypatch.setattr("maevit_course.core.WORLD_SIZE", 4)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(InputError, match="4 processes share this machine, but it has 2 GPUs"):
-        pick_device("cuda")
+        pick_device("cuda", World(0, 4))
 
 
-def test_shares_of_a_batch_do_not_overlap(monkeypatch):
+def test_shares_of_a_batch_do_not_overlap():
     """In an epoch with AutoAugment's blocks, each image is in one process only.
 
     All random numbers are those of a single process.
     """
-    import maevit_course.core as core
-    import maevit_course.training as training
-    from maevit_course.augmentation import AutoAugmentBatch, RandomResizedCropFlip
-    from maevit_course.data import load_data
-
     train, _ = load_data("shapes", limit=400)
-    recipe = training.Recipe(epochs=1, warmup_epochs=0, batch_size=12, base_lr=1e-3)
+    recipe = Recipe(epochs=1, warmup_epochs=0, batch_size=12, base_lr=1e-3)
 
     def batches(rank, size):
-        for module in (core, training):
-            monkeypatch.setattr(module, "RANK", rank)
-            monkeypatch.setattr(module, "WORLD_SIZE", size)
-        return [
-            images
-            for _, images, _ in training.epoch_batches(
-                train, recipe, 0, 0, RandomResizedCropFlip(32), AutoAugmentBatch()
-            )
-        ]
+        world = World(rank, size)
+        crop = RandomResizedCropFlip(32, world=world)
+        shared = Batches(train, recipe, crop, AutoAugmentBatch(world), world)
+        return [images for images, _ in shared.epoch(0)]
 
     alone = batches(0, 1)
     parts = zip(*[batches(rank, 3) for rank in range(3)])

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maevit_course.augmentation import RandomResizedCropFlip, random_boxes, resize_matrix
-from maevit_course.core import derive_seed, draw_rows, set_seed
+from maevit_course.core import World, derive_seed, set_seed
 from maevit_course.data import ImageData, denormalize, normalize
 from maevit_course.loss import reconstruction_loss
 from maevit_course.masking import random_masking
@@ -89,12 +89,9 @@ def test_the_loss_is_the_two_means(batch, n, pixels, alpha, seed):
 @few
 @given(st.integers(1, 5), st.integers(1, 7), seeds)
 def test_any_number_of_processes_draws_the_same_rows(size, share, seed):
-    from unittest import mock
-
     def rows(rank, size, n):
-        with mock.patch.dict(draw_rows.__globals__, RANK=rank, WORLD_SIZE=size):
-            set_seed(seed)
-            return draw_rows(lambda m: torch.rand(m, 2), n)
+        set_seed(seed)
+        return World(rank, size).rows(lambda m: torch.rand(m, 2), n)
 
     alone = rows(0, 1, size * share)
     assert torch.equal(

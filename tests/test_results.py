@@ -13,21 +13,22 @@ from conftest import ROOT
 from maevit_course.cli import main
 from maevit_course.core import InputError
 from maevit_course.data import load_data
+from maevit_course.evaluation import reconstruction_error
+from maevit_course.models import load_model
 from maevit_course.paper.experiments import (
-    SCALES,
-    is_kept,
-    load_pretrained,
-    plan,
+    PLANS,
+    has_record,
+    list_runs,
     reproduce,
-    summarise_log,
 )
 from maevit_course.paper.tables import finetuning_table, pretraining_table, read_records, table_3
-from maevit_course.runs import SHIPPED, Run, read_safetensors, release, shipped
+from maevit_course.runs import Run
+from maevit_course.weights import bundled_weights, from_bytes, weights_file
 
 RECORDS = {
-    f"{scale}/{name}": record for scale in SCALES for name, record in read_records(scale).items()
+    f"{scale}/{name}": record for scale in PLANS for name, record in read_records(scale).items()
 }
-#: The shipped weights, and the run whose weights they are.
+#: The bundled weights, and the run whose weights they are.
 ORIGIN = {"c10-small": "small/c10-100", "c10-small-classifier": "small/c10-100-to-c10"}
 
 
@@ -37,7 +38,7 @@ def test_a_record_is_whole_and_its_summary_follows_from_its_log(name):
     recipe, history, summary = record.config["recipe"], record.history, record.summary
     assert [line["epoch"] for line in history] == list(range(1, recipe["epochs"] + 1))
     assert all(math.isfinite(value) for line in history for value in line.values())
-    assert summarise_log(record.config, history).items() <= summary.items()
+    assert record.summarize().items() <= summary.items()
     assert len(record.environment["commit"]) == 40 and record.environment["torch"]
     if record.config["phase"] == "finetune":
         assert (
@@ -49,9 +50,9 @@ def test_a_record_is_whole_and_its_summary_follows_from_its_log(name):
 
 
 def test_records_are_of_the_plan():
-    for scale in SCALES:
+    for scale in PLANS:
         kept = {
-            e.name for e in plan(SCALES[scale]) if is_kept(e, ROOT / "results" / scale)
+            e.name for e in list_runs(PLANS[scale]) if has_record(e, ROOT / "results" / scale)
         }  # raises if a recipe is another
         assert kept == {
             folder.name for folder in (ROOT / "results" / scale).glob("*") if folder.is_dir()
@@ -59,7 +60,7 @@ def test_records_are_of_the_plan():
 
 
 def test_fine_tuning_runs_of_one_data_set_had_the_same_images():
-    for scale in SCALES:
+    for scale in PLANS:
         seen = {}
         for name, record in read_records(scale).items():
             if "-to-" in name:
@@ -70,43 +71,44 @@ def test_fine_tuning_runs_of_one_data_set_had_the_same_images():
 
 
 def test_an_interrupted_or_foreign_record_is_not_taken_for_a_run(tmp_path):
-    first = plan(SCALES["small"])[0]
+    first = list_runs(PLANS["small"])[0]
     shutil.copytree(RECORDS["small/trial"].folder, tmp_path / "trial")
-    assert is_kept(first, tmp_path)
+    assert has_record(first, tmp_path)
     with pytest.raises(InputError, match=r"seed \(0 → 1\)"):
-        is_kept(replace(first, recipe=replace(first.recipe, seed=1)), tmp_path)
+        has_record(replace(first, recipe=replace(first.recipe, seed=1)), tmp_path)
     (tmp_path / "trial/summary.json").unlink()
-    assert not is_kept(first, tmp_path)
+    assert not has_record(first, tmp_path)
 
 
 def test_a_run_that_goes_on_elsewhere_says_so(tmp_path):
-    Run(tmp_path, {"a": 1}).log({"epoch": 1})
+    with Run(tmp_path, {"a": 1}) as run:
+        run.log({"epoch": 1})
     file = tmp_path / "environment.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "torch": "1.0"}))
     for _ in range(2):
-        Run(tmp_path, {"a": 1}, resume=True)
+        with Run(tmp_path, {"a": 1}, resume=True):
+            pass
     said = json.loads(file.read_text())
     assert said["torch"] == "1.0" and [later["torch"] for later in said["resumed"]] == [
         torch.__version__
     ]
-    release(tmp_path)
 
 
 def test_several_processes_do_not_share_a_reproduction(monkeypatch, tmp_path):
-    monkeypatch.setattr("maevit_course.paper.experiments.WORLD_SIZE", 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="one process"):
         reproduce([], {}, tmp_path, tmp_path)
 
 
 def test_a_run_waits_for_the_one_it_starts_from(tmp_path):
-    tune = next(e for e in plan(SCALES["small"]) if e.name == "c10-to-c10")
+    tune = next(e for e in list_runs(PLANS["small"]) if e.name == "c10-to-c10")
     data = {"c10": load_data("shapes", limit=400)}
     with pytest.raises(InputError, match="starts from the weights of c10"):
         reproduce([tune], data, tmp_path / "runs", tmp_path / "results")
 
 
 def test_without_longer_runs_the_main_run_is_the_longest():
-    runs = plan(replace(SCALES["small"], lengths=()))
+    runs = list_runs(replace(PLANS["small"], longer_epochs=()))
     assert [e.name for e in runs if e.labels_per_class is None][-2:] == [
         "c10-to-c10-all",
         "scratch-to-c10-all",
@@ -117,8 +119,8 @@ def test_tables_say_what_the_summaries_say():
     "Change one number in one summary, and exactly one number in the table changes with it."
     records = read_records("small")
     before = finetuning_table(records), pretraining_table(records), table_3({})
-    records["c10-to-c10"].summary["measured"]["accuracy"] = 0.12345
-    assert "12.35" in finetuning_table(records).replace("12.34", "12.35")
+    records["c10-to-c10"].summary["measured"]["accuracy"] = 0.125
+    assert "12.50" in finetuning_table(records)
     assert sum(a != b for a, b in zip(finetuning_table(records).split(), before[0].split())) == 1
     assert pretraining_table(records) == before[1]
     rows = [line for line in before[2].splitlines() if "**ours**" in line]
@@ -127,15 +129,15 @@ def test_tables_say_what_the_summaries_say():
     )  # without a run there is no number
 
 
-@pytest.mark.parametrize("name", shipped())
-def test_shipped_weights_are_small_and_know_where_they_come_from(name):
-    tensors, about = read_safetensors(SHIPPED / f"{name}.safetensors")
-    assert (SHIPPED / f"{name}.safetensors").stat().st_size <= 10_000_000
+@pytest.mark.parametrize("name", bundled_weights())
+def test_bundled_weights_are_small_and_know_where_they_come_from(name):
+    tensors, about = from_bytes(weights_file(name).read_bytes())
+    assert weights_file(name).stat().st_size <= 10_000_000
     assert all(t.dtype == torch.float16 for t in tensors.values())
     assert about["recipe"] == RECORDS[ORIGIN[name]].config["recipe"]
 
 
-def test_shipped_classifier_has_the_accuracy_of_its_record(cifar10_file, capsys):
+def test_bundled_classifier_has_the_accuracy_of_its_record(cifar10_file, capsys):
     capsys.readouterr()
     assert (
         main(
@@ -150,16 +152,12 @@ def test_shipped_classifier_has_the_accuracy_of_its_record(cifar10_file, capsys)
     )
 
 
-def test_shipped_autoencoder_has_the_loss_of_its_record(cifar10_file):
-    from maevit_course.evaluation import reconstruction_error
-
-    loss = reconstruction_error(load_pretrained("c10-small"), load_data(str(cifar10_file))[1])[
-        "loss"
-    ]
+def test_bundled_autoencoder_has_the_loss_of_its_record(cifar10_file):
+    loss = reconstruction_error(load_model("c10-small"), load_data(str(cifar10_file))[1])["loss"]
     assert abs(loss - RECORDS[ORIGIN["c10-small"]].summary["measured"]["test_loss"]) <= 1e-4
 
 
-def test_a_name_of_shipped_weights_does_where_a_path_is_asked_for(tmp_path):
+def test_a_name_of_bundled_weights_does_where_a_path_is_asked_for(tmp_path):
     assert (
         main(
             [

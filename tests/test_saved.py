@@ -10,12 +10,11 @@ import pytest
 from common import EPOCHS, QUICK, digest
 from maevit_course.cli import main
 from maevit_course.core import InputError, from_saved
-from maevit_course.decoder import MAE, ModelConfig, build_encoder
-from maevit_course.finetuning import Classifier
-from maevit_course.paper.experiments import SCALES, is_kept, plan
+from maevit_course.models import MAE, Classifier, ModelConfig
+from maevit_course.paper.experiments import PLANS, has_record, list_runs
 from maevit_course.paper.tables import read_records
-from maevit_course.pretraining import SMALL_MODEL
-from maevit_course.runs import read_safetensors
+from maevit_course.pretraining import PRETRAIN_RECIPES
+from maevit_course.weights import from_bytes
 
 #: Names and shapes as version 0.1 wrote them. New names may be added; none may go or change.
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
@@ -38,9 +37,9 @@ def classifier(tmp_path_factory, pretrained):
 
 
 def models():
-    for name, config in (("paper", ModelConfig()), ("small", SMALL_MODEL)):
+    for name, config in (("paper", ModelConfig()), ("small", PRETRAIN_RECIPES["small"].model)):
         yield f"{name} mae", MAE(config)
-        yield f"{name} classifier", Classifier(build_encoder(config), 10, config.patch_size)
+        yield f"{name} classifier", Classifier(config.encoder(), 10)
 
 
 def test_parameters_keep_their_names_and_shapes():
@@ -53,9 +52,9 @@ def test_settings_and_metadata_keep_their_names(pretrained, classifier):
     for kind, run in (("mae", pretrained), ("classifier", classifier)):
         config = json.loads((run / "config.json").read_text())
         assert set(GOLDEN["config"][kind]) <= set(keys(config))
-        _, about = read_safetensors(run / "model.safetensors")
+        _, about = from_bytes((run / "model.safetensors").read_bytes())
         assert set(GOLDEN["weights"][kind]) <= set(keys(about))
-        _, about = read_safetensors(run / "checkpoint.safetensors")
+        _, about = from_bytes((run / "checkpoint.safetensors").read_bytes())
         assert set(GOLDEN["checkpoint"]) <= set(keys(about))
 
 
@@ -73,12 +72,12 @@ def test_a_setting_that_a_record_lacks_has_the_value_it_had_in_0_1(pretrained, t
     assert main(words) == 0 and digest(out) == digest(pretrained)
     assert main([*words, "--min-lr-ratio", "0.1"]) == 2
 
-    first = plan(SCALES["small"])[0]
+    first = list_runs(PLANS["small"])[0]
     record = shutil.copytree(read_records("small")["trial"].folder, tmp_path / "trial")
     config = json.loads((record / "config.json").read_text())
     del config["recipe"]["alpha"]
     (record / "config.json").write_text(json.dumps(config))
-    assert is_kept(first, tmp_path)
+    assert has_record(first, tmp_path)
 
 
 def test_a_setting_can_be_added_with_another_default():

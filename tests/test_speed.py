@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from maevit_course import transformer
+from maevit_course import kernels, transformer
 from maevit_course.benchmark import paper_step
 from maevit_course.core import set_seed
-from maevit_course.decoder import MAE, ModelConfig, build_encoder
-from maevit_course.finetuning import Classifier, classification_loss
+from maevit_course.finetuning import classification_loss
+from maevit_course.kernels import Dropout, attention, autocast, compile_or_fall_back
 from maevit_course.loss import reconstruction_loss
-from maevit_course.training import autocast, compiled
+from maevit_course.models import MAE, Classifier, ModelConfig
 
 TINY = {"image_size": 12, "width": 48, "depth": 2, "decoder_width": 48, "decoder_depth": 1}
 
@@ -30,27 +30,26 @@ def loss_and_gradient(mae, images, noise, precision="fp32", loss_fn=None):
 def test_attention_and_its_gradient_equal_the_fused_kernel():
     q, k, v = torch.randn(3, 2, 3, 7, 16, requires_grad=True).unbind(0)
     for ours, theirs in zip(
-        torch.autograd.grad(transformer.attend(q, k, v).square().sum(), (q, k, v)),
+        torch.autograd.grad(attention(q, k, v).square().sum(), (q, k, v)),
         torch.autograd.grad(F.scaled_dot_product_attention(q, k, v).square().sum(), (q, k, v)),
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
-def test_add_dropout_is_x_plus_dropout_with_its_gradient():
-    x, y = torch.randn(2, 50, 40, dtype=torch.float64, requires_grad=True).unbind(0)
+def test_dropout_is_a_mask_with_its_gradient():
+    x = torch.randn(50, 40, dtype=torch.float64, requires_grad=True)
     set_seed(0)
-    mask = transformer.keep_mask(y.detach(), 0.3) / 0.7
+    mask = kernels.dropout_mask(x.detach(), 0.3) / 0.7
     set_seed(0)
-    out = transformer.add_dropout(x, y, 0.3)
-    torch.testing.assert_close(out, x + y * mask)
-    grad_x, grad_y = torch.autograd.grad((out * 3).sum(), (x, y))
-    torch.testing.assert_close(grad_x, torch.full_like(x, 3))
-    torch.testing.assert_close(grad_y, 3 * mask)
+    out = Dropout(0.3)(x)
+    torch.testing.assert_close(out, x * mask)
+    (grad,) = torch.autograd.grad((out * 3).sum(), x)
+    torch.testing.assert_close(grad, 3 * mask)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_dropout_masks_are_independent_draws_of_the_right_rate(p):
-    masks = torch.stack([transformer.keep_mask(torch.empty(200_000), p) for _ in range(5)])
+    masks = torch.stack([kernels.dropout_mask(torch.empty(200_000), p) for _ in range(5)])
     n = masks.numel()
     assert abs(masks.mean() - (1 - p)) < 5 * (p * (1 - p) / n) ** 0.5 + 1e-5
     assert abs(round(p * 65536) / 65536 - p) < 1e-5  # what is aimed at
@@ -67,10 +66,9 @@ def test_without_dropout_the_fast_form_equals_the_plain_form(monkeypatch):
     fast = loss_and_gradient(mae, images, noise)
     monkeypatch.setattr(
         transformer,
-        "attend",
+        "attention",
         lambda q, k, v, p=0.0: F.scaled_dot_product_attention(q, k, v, dropout_p=p),
     )
-    monkeypatch.setattr(transformer, "add_dropout", lambda x, y, p: x + F.dropout(y, p))
     plain = loss_and_gradient(mae, images, noise)
     torch.testing.assert_close(fast[0], plain[0])
     torch.testing.assert_close(fast[1], plain[1], atol=1e-6, rtol=1e-4)
@@ -93,7 +91,7 @@ def test_compiled_step_equals_the_plain_one(device):
     images, noise = torch.randn(4, 3, 12, 12, device=device), torch.rand(4, 16, device=device)
     plain_fn = lambda m, x, _: reconstruction_loss(*m(x, noise=noise))
     plain = loss_and_gradient(mae, images, noise, loss_fn=plain_fn)
-    fused = loss_and_gradient(mae, images, noise, loss_fn=compiled(plain_fn))
+    fused = loss_and_gradient(mae, images, noise, loss_fn=compile_or_fall_back(plain_fn))
     torch.testing.assert_close(fused[0], plain[0])
     torch.testing.assert_close(fused[1], plain[1], atol=1e-6, rtol=1e-4)
 
@@ -113,7 +111,7 @@ def test_off_the_cpu_a_step_is_one_graph_for_the_compiler():
         torch.zeros(8, dtype=torch.int64, device="meta"),
     )
     with torch.device("meta"):
-        mae, classifier = MAE().train(), Classifier(build_encoder(ModelConfig()), 10).train()
+        mae, classifier = MAE().train(), Classifier(ModelConfig().encoder(), 10).train()
     for found in (
         torch._dynamo.explain(lambda model, x: reconstruction_loss(*model(x)))(mae, images),
         torch._dynamo.explain(classification_loss)(classifier, images, labels),

@@ -12,18 +12,18 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
 
-from ..core import COLOURS
+from ..plots import COLORS
 
 # %% ../../nbs/71_drawing.ipynb #485d5894
 #: What a box stands for, and its colour.
 ROLES = {
-    "visible": COLOURS[0],  # patches and tokens that the encoder sees
+    "visible": COLORS[0],  # patches and tokens that the encoder sees
     "masked": "#8C8C8C",  # patches that are hidden
-    "dummy": COLOURS[1],  # the dummy patch, which speaks for the whole image
-    "position": COLOURS[2],  # positions, and whatever is added
-    "mask": COLOURS[4],  # the learned mask embedding
-    "loss": COLOURS[3],  # errors, gradients, what is wrong
-    "layer": COLOURS[6],  # weights that are learned
+    "dummy": COLORS[1],  # the dummy patch, which speaks for the whole image
+    "position": COLORS[2],  # positions, and whatever is added
+    "mask": COLORS[4],  # the learned mask embedding
+    "loss": COLORS[3],  # errors, gradients, what is wrong
+    "layer": COLORS[6],  # weights that are learned
     "plain": "#FFFFFF",
 }
 

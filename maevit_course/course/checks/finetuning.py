@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['four', 'places', 'smoothed_cross_entropy', 'scores', 'truth', 'top_k_accuracy', 'names', 'tensors', 'carried_over',
-           'paper', 'small', 'learning_rate_of', 'first_of_each', 'smoothed', 'only_others', 'hits', 'curve',
-           'running_count']
+           'paper', 'small', 'learning_rate_of', 'first_of_each', 'smoothed', 'only_others', 'hits', 'encoder_part',
+           'curve', 'running_count']
 
 # %% ../../../nbs/checks/24_finetuning.ipynb #82edebbe
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .core import Check
-from ...finetuning import FINETUNE_RECIPES, FinetuneRecipe, encoder_weights
-from ...schedules import WarmupCosine, layer_of, scaled_lr
+from ...finetuning import FINETUNE_RECIPES, FinetuneRecipe
+from ...schedules import WarmupCosine, layer_index, scaled_lr
 
 # %% ../../../nbs/checks/24_finetuning.ipynb #9ae8c54e
 def smoothed(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:  # (B,)
@@ -119,6 +119,15 @@ top_k_accuracy = Check(
 )
 
 # %% ../../../nbs/checks/24_finetuning.ipynb #c628f4b3
+def encoder_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    "Return the tensors of the encoder, without the beginning of their names."
+    return {
+        name.removeprefix("encoder."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("encoder.")
+    }
+
+
 names = (
     "encoder.embed.weight",
     "encoder.positions",
@@ -132,7 +141,7 @@ names = (
 tensors = {name: torch.full((2,), float(n)) for n, name in enumerate(names)}
 carried_over = Check(
     "carried_over",
-    reference=encoder_weights,
+    reference=encoder_part,
     cases=[
         (tensors,),
         ({"encoder.norm.weight": torch.ones(1), "decoder.norm.weight": torch.zeros(1)},),
@@ -180,7 +189,7 @@ paper, small = FinetuneRecipe(), FINETUNE_RECIPES["small"]
 learning_rate_of = Check(
     "learning_rate_of",
     reference=lambda name, step, r, n, depth=12: (
-        curve(r, n)(step) * r.layer_decay ** (depth + 1 - layer_of(name, depth))
+        curve(r, n)(step) * r.layer_decay ** (depth + 1 - layer_index(name, depth))
     ),
     cases=[
         ("head.weight", 1300, paper, 65),
@@ -192,32 +201,33 @@ learning_rate_of = Check(
         (
             "leaves out Equation 2: the base learning rate is for a batch of 256",
             lambda name, step, r, n, depth=12: (
-                curve(r, n, r.base_lr)(step) * r.layer_decay ** (depth + 1 - layer_of(name, depth))
+                curve(r, n, r.base_lr)(step)
+                * r.layer_decay ** (depth + 1 - layer_index(name, depth))
             ),
         ),
         (
             "is one height too high: the head alone has the full rate, and sits at depth + 1",
             lambda name, step, r, n, depth=12: (
-                curve(r, n)(step) * r.layer_decay ** (depth - layer_of(name, depth))
+                curve(r, n)(step) * r.layer_decay ** (depth - layer_index(name, depth))
             ),
         ),
         (
             "is upside down: the *lower* layers are to learn slowly",
             lambda name, step, r, n, depth=12: (
-                curve(r, n)(step) * r.layer_decay ** layer_of(name, depth)
+                curve(r, n)(step) * r.layer_decay ** layer_index(name, depth)
             ),
         ),
         (
             "leaves out the schedule: that is the rate at the peak",
             lambda name, step, r, n, depth=12: (
-                curve(r, n).peak * r.layer_decay ** (depth + 1 - layer_of(name, depth))
+                curve(r, n).peak * r.layer_decay ** (depth + 1 - layer_index(name, depth))
             ),
         ),
         ("leaves out the layer-wise decay", lambda name, step, r, n, depth=12: curve(r, n)(step)),
         (
             "the schedule moves once an epoch; here it moves with every step",
             lambda name, step, r, n, depth=12: (
-                curve(r, 1)(step // n) * r.layer_decay ** (depth + 1 - layer_of(name, depth))
+                curve(r, 1)(step // n) * r.layer_decay ** (depth + 1 - layer_index(name, depth))
             ),
         ),
     ],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .core import Check
-from ...decoder import ModelConfig
+from ...models import ModelConfig
 from ...pretraining import PRETRAIN_RECIPES, PretrainRecipe
 
 # %% ../../../nbs/checks/23_pretraining.ipynb #0078e4ce
@@ -77,7 +77,8 @@ recipe_for = Check(
     cases=[(8000, 64, 4, 1000), (60_000, 28, 2, 512), (5000, 96, 8, 300)],
     mistakes=[
         (
-            "scales `base_lr` by hand; `fit` applies Equation 2 to it, so leave the paper's value",
+            "scales `base_lr` by hand; "
+            "the training loop applies Equation 2 to it, so leave the paper's value",
             lambda n, s, p, b: write_recipe(n, s, p, b, base_lr=1.5e-4 * b / 256),
         ),
         (

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 
 from .core import Check
-from ...schedules import WarmupCosine, layer_of, scaled_lr
+from ...schedules import WarmupCosine, layer_index, scaled_lr
 
 # %% ../../../nbs/checks/20_schedules.ipynb #e86e51c1
 peak_lr = Check(
@@ -175,12 +175,12 @@ def by_height(
 def one_digit(name: str, depth: int) -> int:
     "Return the height of a parameter, but read only the first digit of its layer's number."
     short = name.removeprefix("encoder.")
-    return int(short[7]) + 1 if short.startswith("layers.") else layer_of(name, depth)
+    return int(short[7]) + 1 if short.startswith("layers.") else layer_index(name, depth)
 
 
 layer_scale = Check(
     "layer_scale",
-    reference=by_height(layer_of),
+    reference=by_height(layer_index),
     cases=[
         (name, depth, decay)
         for depth, decay in ((12, 0.75), (4, 0.5))
@@ -201,16 +201,16 @@ layer_scale = Check(
     mistakes=[
         (
             "is upside down: the top learns at the full rate, the bottom most slowly",
-            by_height(layer_of, lambda height, depth: height),
+            by_height(layer_index, lambda height, depth: height),
         ),
         (
             "layer 0 sits *above* the embedding, at height 1: add one to the number in its name",
-            by_height(lambda name, depth: layer_of(name, depth) - ("layers." in name)),
+            by_height(lambda name, depth: layer_index(name, depth) - ("layers." in name)),
         ),
         (
             "the uppermost layer gets the full rate; "
             "only norm, projection and head do, the layer below them gets the decay once",
-            by_height(layer_of, lambda height, depth: max(0, depth - height)),
+            by_height(layer_index, lambda height, depth: max(0, depth - height)),
         ),
         (
             "reads one digit of the layer's number; from layer 10 on there are two: "
@@ -221,29 +221,31 @@ layer_scale = Check(
             "does not know names that begin with `encoder.`: take that prefix away first",
             by_height(
                 lambda name, depth: (
-                    depth + 1 if name.startswith("encoder.") else layer_of(name, depth)
+                    depth + 1 if name.startswith("encoder.") else layer_index(name, depth)
                 )
             ),
         ),
         (
             "the positions belong to the bottom, with the embedding",
             by_height(
-                lambda name, depth: depth + 1 if name == "positions" else layer_of(name, depth)
+                lambda name, depth: depth + 1 if name == "positions" else layer_index(name, depth)
             ),
         ),
         (
             "the embedding belongs to the bottom, with the positions",
-            by_height(lambda name, depth: depth + 1 if "embed." in name else layer_of(name, depth)),
+            by_height(
+                lambda name, depth: depth + 1 if "embed." in name else layer_index(name, depth)
+            ),
         ),
         (
             "norm, projection and head stand *above* the last layer, with the full rate; "
             "only embedding and positions are at the bottom",
-            by_height(lambda name, depth: layer_of(name, depth) % (depth + 1)),
+            by_height(lambda name, depth: layer_index(name, depth) % (depth + 1)),
         ),
         (
             "multiplies by the number of steps down; "
             "each step multiplies by the decay once more: a power",
-            lambda name, depth, decay: decay * (depth + 1 - layer_of(name, depth)),
+            lambda name, depth, decay: decay * (depth + 1 - layer_index(name, depth)),
         ),
     ],
 )

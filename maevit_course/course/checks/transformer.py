@@ -11,7 +11,7 @@ from einops import rearrange
 from torch.nn import functional as F
 
 from .core import Check
-from ...transformer import attend
+from ...kernels import attention as library_attention
 
 # %% ../../../nbs/checks/11_transformer.ipynb #fbd2fafa
 generator = torch.Generator().manual_seed(4)
@@ -20,7 +20,7 @@ one_head = tuple(torch.randint(-3, 4, (3, 3, 2), generator=generator).float())
 batch = tuple(torch.randn(3, 2, 3, 4, 8, generator=generator))
 attention = Check(
     "attention",
-    reference=attend,
+    reference=library_attention,
     cases=[one_head, batch],
     mistakes=[
         (
@@ -226,7 +226,7 @@ masked_attention = Check(
     reference=lambda q, k, v, allowed: masked_scores(q, k, allowed).softmax(-1) @ v,
     cases=[(*one_head, no_looking_ahead), (*batch, some)],
     mistakes=[
-        ("nothing is masked", lambda q, k, v, allowed: attend(q, k, v)),
+        ("nothing is masked", lambda q, k, v, allowed: library_attention(q, k, v)),
         (
             "the mask is the wrong way round: True means *may* ask",
             lambda q, k, v, allowed: masked_scores(q, k, ~allowed).softmax(-1) @ v,
