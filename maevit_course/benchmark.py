@@ -38,7 +38,7 @@ def recipe_step(
         data = ImageData(torch.zeros(10, 3, 1, 1, dtype=torch.uint8), torch.arange(10), classes)
     # one step per epoch, and no warm-up: every step has the highest learning rate
     recipe = replace(recipe.resolve(device, recipe.batch_size), warmup_epochs=0)
-    learner = Learner(recipe.task(data), recipe, device, steps_per_epoch=1)
+    learner = Learner(recipe.task(data.to(device)), recipe, device, steps_per_epoch=1)
     learner.model.train()
     return learner.train_step
 
@@ -93,7 +93,8 @@ def benchmark(
         raise InputError(f"seconds is {seconds} but must be positive and less than an hour")
     device = pick_device(device)
     recipe = recipe.resolve(device, len(data))
-    data, step, task = data.to(device), recipe_step(recipe, device, data), recipe.task(data)
+    data = data.to(device)
+    step, task = recipe_step(recipe, device, data), recipe.task(data)
     batches = Batches(data, recipe, task.transform, task.block_transform)
 
     def forever() -> Iterator[tuple[Tensor, Tensor]]:

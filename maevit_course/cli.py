@@ -74,7 +74,8 @@ class Pretrain:
 
     def __call__(self) -> None:
         train, test = self.data.load()
-        check_sizes(self.weights, self.settings.model, PRETRAIN_RECIPES[self.recipe].model)
+        preset = PRETRAIN_RECIPES[self.recipe].model
+        check_sizes(self.weights, self.settings.model, preset, decoder=True)
         pretrain(train, self.settings, self.out, self.run, self.weights)
         finish(self.out, test, self.run.device)
 
@@ -101,12 +102,20 @@ class Finetune:
         finish(self.out, test, self.run.device)
 
 # %% ../nbs/70_cli.ipynb #54552b4f
-def check_sizes(weights: Path | None, wanted: ModelConfig, preset: ModelConfig) -> None:
+def check_sizes(
+    weights: Path | None,
+    wanted: ModelConfig,  # sizes that the options ask for
+    preset: ModelConfig,  # sizes without any options
+    decoder: bool = False,  # whether the decoder's sizes matter too
+) -> None:
     "Raise `InputError` if options ask for other sizes than the weights have."
     if weights is None:
         return
     own = load_model(weights, "mae").config
-    for name in ("image_size", "patch_size", "width", "depth", "heads", "mlp_ratio", "norm_first"):
+    names = ["image_size", "patch_size", "width", "depth", "heads", "mlp_ratio", "norm_first"]
+    if decoder:
+        names += ["decoder_width", "decoder_depth", "decoder_heads"]
+    for name in names:
         value, found = getattr(wanted, name), getattr(own, name)
         if value != getattr(preset, name) and value != found:
             raise InputError(
@@ -250,7 +259,16 @@ class Rerun:
     run: OmitArgPrefixes[RunOptions] = RunOptions()
 
     def __call__(self) -> None:
-        config = RunRecord.load(self.folder).config
+        try:
+            config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+            config = {"weights": None} | config
+            missing = {"phase", "recipe", "data"} - config.keys()
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{str(self.folder)!r} holds no config.json of a run ({error}): give a run's folder"
+            ) from None
+        if missing:
+            raise InputError(f"config.json in {str(self.folder)!r} lacks {', '.join(missing)}")
         pretrains, used = config["phase"] == "pretrain", config.get("weights")
         kind: type[PretrainRecipe] | type[FinetuneRecipe]
         kind = PretrainRecipe if pretrains else FinetuneRecipe
@@ -275,9 +293,12 @@ def find_data(
     "Load the data that a run was trained on. Raises `InputError` if they cannot be found."
     name, size, n = source or wanted["name"], wanted["size"], wanted["images"]
     folder = Path(name).is_dir()
-    train, test = load_data(name, size=size if folder else None)
+    try:
+        train, test = load_data(name, size=size if folder else None)
+    except InputError as error:
+        raise error if source else InputError(f"{error}; or name the data with --data") from None
     choices = [lambda: train]
-    if n < len(train):
+    if n != len(train):
         choices.append(lambda: load_data(name, size=size if folder else None, limit=n)[0])
         choices.append(lambda: train.few_labels(n // len(train.classes), seed))
     for choice in choices:

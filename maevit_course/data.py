@@ -99,14 +99,22 @@ class ImageData:
     name: str = "unnamed"  # name of the source
 
     def __post_init__(self):
+        object.__setattr__(self, "classes", tuple(self.classes))
         check_data(self.images, self.labels, len(self.classes))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> "ImageData":
-        "Return the same data on the given device."
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        "Return the same data on the given device. Raises `InputError` if it does not fit."
+        try:
+            images, labels = self.images.to(device), self.labels.to(device)
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"{device} has too little memory for the {len(self)} images of {self.name!r}: "
+                "use fewer or smaller ones, or the device 'cpu'"
+            ) from None
+        return replace(self, images=images, labels=labels)
 
     def __getitem__(self, index):
         "Return an image (3, S, S) and its label for an integer; a subset for anything else."
@@ -171,7 +179,8 @@ class ImageData:
     def from_dataset(
         cls,
         dataset: Dataset,  # of pairs: an image (PIL, or a tensor as in `to_float`) and its class
-        size: int | None = None,  # side of the images in pixels; by default that of the first
+        size: int
+        | None = None,  # side in pixels; by default that of the first image (of PIL, at most 64)
         classes: Sequence[str] | None = None,  # by default `dataset.classes`, or numbers
         name: str | None = None,  # by default the name of the data set's class
     ) -> "ImageData":

@@ -242,7 +242,7 @@ def evaluate(
     test: ImageData,
     device: torch.device | str = "auto",
 ) -> dict[str, float]:  # numbers by name; accuracies between 0 and 1
-    """Evaluate a pre-trained model or a classifier on test images.
+    """Evaluate a pre-trained model or a classifier on test images; a given model is moved.
 
     Measure the loss, k-NN and linear probe of a pre-trained model, and the accuracy and
     cross-entropy of a classifier. Raises `InputError` for a classifier of other classes.

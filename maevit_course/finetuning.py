@@ -36,10 +36,13 @@ def classification_loss(
     "Return the cross-entropy and the accuracy on augmented images."
     logits = model(images).float()
     truth = labels if labels.ndim == 1 else labels.argmax(1)
-    if class_weights is not None:
-        class_weights = class_weights.to(logits.device)
+    if class_weights is None:
+        loss = F.cross_entropy(logits, labels)
+    else:  # divided by the number of images, so that several processes agree with one
+        weights = class_weights.to(logits.device)
+        loss = F.cross_entropy(logits, labels, weights, reduction="sum") / len(logits)
     return {
-        "loss": F.cross_entropy(logits, labels, class_weights),
+        "loss": loss,
         "accuracy": (logits.argmax(1) == truth).float().mean(),
     }
 
@@ -57,8 +60,9 @@ def balanced_class_weights(
     n_classes: int,
 ) -> Tensor:  # (n_classes,) float32, on the labels' device
     "Return weights with which every class counts the same in the loss, however many images it has."
-    counts = torch.bincount(labels, minlength=n_classes).clamp(min=1)
-    return len(labels) / (n_classes * counts)
+    classes = torch.arange(n_classes, device=labels.device)
+    counts = (labels[:, None] == classes).sum(0)  # (n_classes,)
+    return len(labels) / (n_classes * counts.clamp(min=1))
 
 # %% ../nbs/24_finetuning.ipynb #222b229a
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,9 @@ class FinetuneRecipe(Recipe):
         super().__post_init__()
         if not 0 < self.layer_decay <= 1:
             raise InputError(f"layer_decay is {self.layer_decay} but must be above 0 and at most 1")
+        for name in ("freeze", "test_every"):
+            if not isinstance(getattr(self, name), int):
+                raise InputError(f"{name} is {getattr(self, name)!r} but must be an integer")
         if self.freeze < -1:
             raise InputError(f"freeze is {self.freeze} but must be at least -1")
         for name in ("mixup", "cutmix"):
@@ -178,6 +185,12 @@ def check_labels(train: ImageData, test: ImageData) -> None:
             f"{train.name!r} has only one class ({train.classes[0]!r}); "
             "classification needs at least two"
         )
+    if train.classes != test.classes:
+        raise InputError(
+            f"the training images of {train.name!r} have the classes "
+            f"{', '.join(train.classes[:3])}, …, but the test images of {test.name!r} "
+            f"{', '.join(test.classes[:3])}, …: give both the same, in the same order"
+        )
     if unknown := sorted(set(test.labels.tolist()) - set(train.labels.tolist())):
         raise InputError(
             f"the test images of {test.name!r} show {train.classes[unknown[0]]!r}, "
@@ -208,7 +221,8 @@ def finetune(
         raise InputError(f"freeze is {recipe.freeze}, but without weights there is nothing to keep")
     else:
         recipe = recipe.from_scratch()
-    recipe, test = recipe.resolve(device, len(train), world), test.to(device)
+    recipe = recipe.resolve(device, len(train), world)
+    train, test = train.to(device), test.to(device)
     config = {"phase": "finetune", "recipe": recipe, "data": train.describe(), "weights": used}
     with Run(out, config, options.resume, world) as run:
 
@@ -216,8 +230,8 @@ def finetune(
             due = epoch % recipe.test_every == 0 or epoch == recipe.epochs
             return score(model, test, recipe.precision) if due else {}
 
+        finish: Any = partial(run.save_model, recipe=asdict(recipe))
         classifier: Any = Trainer(
             recipe.task(train, start, world), recipe, train, run, options
-        ).fit(evaluate)
-        run.save_model(classifier, recipe=asdict(recipe))
+        ).fit(evaluate, finish)
     return classifier

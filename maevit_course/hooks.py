@@ -6,11 +6,13 @@
 __all__ = ['Hook', 'ClipGradients', 'EMA', 'Mix', 'TensorBoard']
 
 # %% ../nbs/25_hooks.ipynb #cc2eb74d
+import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.transforms import v2
 
 from .core import InputError
@@ -68,24 +70,32 @@ class EMA(Hook):
         self.decay = decay
 
     def on_start(self, learner: Any) -> None:
-        average = get_ema_multi_avg_fn(self.decay)
-        self.averaged = AveragedModel(learner.model, multi_avg_fn=average)
+        self.averaged, self.steps = copy.deepcopy(learner.model), 0
 
     def after_step(self, learner: Any) -> None:
-        self.averaged.update_parameters(learner.model)
+        # as `AveragedModel`, whose counter is a tensor that a GPU would have to wait for
+        average = get_ema_multi_avg_fn(self.decay if self.steps else 0.0)
+        average(list(self.averaged.parameters()), list(learner.model.parameters()), None)
+        self.steps += 1
 
     def result(self) -> nn.Module:
-        return self.averaged.module
+        return self.averaged
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.averaged.state_dict()
+        weights = {f"model.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+        return {"steps": torch.tensor(self.steps), **weights}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        self.averaged.load_state_dict(tensors)
+        self.steps = int(tensors["steps"])
+        weights = {name: tensor for name, tensor in tensors.items() if name != "steps"}
+        self.averaged.load_state_dict({n.removeprefix("model."): t for n, t in weights.items()})
 
 # %% ../nbs/25_hooks.ipynb #d4f8ade3
 class Mix(Hook):
-    "Mix pairs of images and their labels with mixup, CutMix, or either at random."
+    """Mix pairs of images and their labels with mixup, CutMix, or either at random.
+
+    Each process mixes within its own share of a batch, so their number changes the result.
+    """
 
     def __init__(
         self,
@@ -94,7 +104,7 @@ class Mix(Hook):
         cutmix: float = 0.0,  # parameter α of CutMix; 0 for none
     ):
         kinds = [(v2.MixUp, mixup), (v2.CutMix, cutmix)]
-        chosen = [kind(alpha=alpha, num_classes=n_classes) for kind, alpha in kinds if alpha]
+        chosen = [kind(alpha=float(alpha), num_classes=n_classes) for kind, alpha in kinds if alpha]
         self.mix = v2.RandomChoice(chosen)
 
     def on_batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

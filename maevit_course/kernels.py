@@ -9,8 +9,10 @@ __all__ = ['Precision', 'LossFn', 'Dropout', 'attention', 'configure_backend', '
 # %% ../nbs/63_kernels.ipynb #068c2a4e
 import contextlib
 import ctypes
+import platform
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -110,15 +112,31 @@ def configure_backend(device: torch.device) -> None:
 Precision = Literal["auto", "fp32", "bf16"]
 
 # %% ../nbs/63_kernels.ipynb #f04dcd63
+def cpu_vendor() -> str:  # "AuthenticAMD", "GenuineIntel", …; empty if unknown
+    "Return the maker of this computer's processor."
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("vendor_id"):
+                return line.split()[-1]
+    return platform.processor().rpartition(", ")[2]  # on Windows: "…, AuthenticAMD"
+
+
 def has_fast_bf16(device: torch.device) -> bool:
-    "Return whether bf16 is faster than float32: on a GPU that supports it, and on a CPU with AMX."
+    """Return whether bf16 is faster than float32.
+
+    That is so on a GPU that supports it, on a CPU with AMX, and on an AMD CPU with AVX512-BF16.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
     if hasattr(torch.cpu, "get_capabilities"):  # absent before PyTorch 2.10
-        return bool(torch.cpu.get_capabilities().get("amx_bf16"))
-    return torch.cpu._is_amx_tile_supported()
+        found = torch.cpu.get_capabilities()
+        amx, avx512 = found.get("amx_bf16"), found.get("avx512_bf16")
+    else:
+        amx = torch.cpu._is_amx_tile_supported()
+        avx512 = torch.cpu._is_avx512_bf16_supported()
+    return bool(amx or (avx512 and cpu_vendor() == "AuthenticAMD"))
 
 # %% ../nbs/63_kernels.ipynb #f151f6bc
 def resolve_precision(

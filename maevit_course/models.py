@@ -22,7 +22,7 @@ from .encoder import Encoder
 from .kernels import Precision, autocast
 from .masking import random_masking
 from .patches import patchify
-from .weights import read_weights, to_bytes, write_atomically
+from .weights import MODEL, read_weights, to_bytes, write_atomically
 
 # %% ../nbs/15_models.ipynb #fea39349
 M = TypeVar("M", bound="SavedModel")
@@ -120,8 +120,11 @@ class SavedModel(nn.Module):
         return load_model(source, cls.kind, image_size)
 
     def save_pretrained(self, path: str | Path) -> None:
-        "Write the weights; see `save_model`."
-        save_model(self, path)
+        "Write the weights to a file, or as model.safetensors into a folder that exists."
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise InputError(f"no folder {str(path.parent)!r} to save weights in: create it first")
+        save_model(self, path / MODEL if path.is_dir() else path)
 
     def fingerprint(self) -> str:
         "Return a checksum of the weights, whatever file they come from."

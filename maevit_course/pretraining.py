@@ -8,6 +8,7 @@ __all__ = ['PRETRAIN_RECIPES', 'PretrainRecipe', 'pretrain']
 # %% ../nbs/23_pretraining.ipynb #05aba9d3
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ def pretrain(
     out: str | Path = "runs/pretrain",  # folder of the run
     options: RunOptions = RunOptions(),  # resume, device, …
     weights: str | Path | None = None,  # continue from these, see `load_model`; they set the sizes
-    on_epoch: Callable[[MAE, int], dict] | None = None,  # (model, epoch number) → values to log
+    on_epoch: Callable[[MAE, int], dict]
+    | None = None,  # (model, epoch) → values to log; in all processes
 ) -> MAE:  # trained, in evaluation mode, on the device; also saved as `out`/model.safetensors
     """Pre-train a masked autoencoder and return it (Section 3.2).
 
@@ -115,6 +117,6 @@ def pretrain(
     config = {"phase": "pretrain", "recipe": recipe, "data": data.describe(), "weights": used}
     with Run(out, config, options.resume, world) as run:
         trainer = Trainer(recipe.task(data, start, world), recipe, data, run, options)
-        mae: Any = trainer.fit(on_epoch)  # type: ignore[arg-type]
-        run.save_model(mae, recipe=asdict(recipe))
+        finish: Any = partial(run.save_model, recipe=asdict(recipe))
+        mae: Any = trainer.fit(on_epoch, finish)  # type: ignore[arg-type]
     return mae

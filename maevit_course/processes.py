@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
+from itertools import count
 
 import torch
 import torch.distributed as dist
@@ -54,6 +55,9 @@ class Processes:
         return box[0]
 
 # %% ../nbs/67_processes.ipynb #17de533d
+_groups = count()  # numbers the connections of this process
+
+
 @contextmanager
 def connect(
     world: World,
@@ -76,7 +80,13 @@ def connect(
     # the group in default arguments, and the group's threads can abort the process at its end.
     import_module("torch.distributed.nn.functional")
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    timeout = timedelta(minutes=30)
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    # a prefix of its own: the store of `torchrun` still holds the addresses of an earlier group
+    store = dist.PrefixStore(f"maevit_course/{next(_groups)}", store)
+    dist.init_process_group(
+        backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout
+    )
     try:
         yield Processes(world)
     finally:

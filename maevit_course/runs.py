@@ -6,6 +6,7 @@
 __all__ = ['Run', 'RunRecord']
 
 # %% ../nbs/65_runs.ipynb #86b40d98
+import errno
 import json
 import os
 import platform
@@ -94,11 +95,19 @@ def check_resumable(
         raise InputError(
             f"cannot resume {str(out)!r}: its config.json cannot be read ({error})"
         ) from None
+    if before.get("phase") != config.get("phase"):
+        raise InputError(
+            f"cannot resume {str(out)!r}: it holds a run of the phase {before.get('phase')!r}, "
+            f"not {config.get('phase')!r}; choose another folder"
+        )
     for name, value in config.items():
         if is_dataclass(value):
             before[name] = from_saved(type(value), before.get(name, {}))
     if changed := differences(plain(before), plain(config)):
-        raise InputError(f"cannot resume {str(out)!r} with other settings: {', '.join(changed)}")
+        raise InputError(
+            f"cannot resume {str(out)!r} with other settings: {', '.join(changed)}; "
+            "give the first value of each, or choose another folder"
+        )
 
 # %% ../nbs/65_runs.ipynb #fe72b7b4
 def latest_checkpoint(out: Path) -> tuple[dict[str, Tensor], dict] | None:
@@ -173,6 +182,9 @@ class Run:
             ) from None
         except NotImplementedError:  # a file system without locks
             pass
+        except OSError as error:  # the same, as other versions of filelock report it
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
 
     def _start_or_resume(self) -> None:
         if self.has_output():

@@ -32,7 +32,7 @@ from maevit_course.kernels import (
 )
 from .processes import connect
 from .progress import DivergedError, Progress, RunStopped, StopRequest
-from .runs import Run
+from .runs import CHECKPOINT, PREVIOUS, Run
 from .schedules import WarmupCosine, scaled_lr
 
 # %% ../nbs/22_training.ipynb #7b1e05c4
@@ -58,6 +58,9 @@ class Recipe:
     compile: bool = True  # fuse the step's operations with PyTorch's compiler; on a GPU only
 
     def __post_init__(self):
+        for name in ("epochs", "batch_size", "seed"):
+            if not isinstance(getattr(self, name), int):
+                raise InputError(f"{name} is {getattr(self, name)!r} but must be an integer")
         for name in ("epochs", "batch_size", "base_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)} but must be positive and finite")
@@ -71,8 +74,11 @@ class Recipe:
         for name in ("weight_decay", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)} but must not be negative")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError(f"betas are {self.betas} but must be at least 0 and less than 1")
+        betas = self.betas if isinstance(self.betas, (tuple, list)) else ()
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise InputError(
+                f"betas are {self.betas} but must be two numbers, at least 0 and less than 1"
+            )
         if self.clip_grad is not None and not 0 < self.clip_grad < math.inf:
             raise InputError(f"clip_grad is {self.clip_grad} but must be positive, or None")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -94,8 +100,8 @@ class Recipe:
     ) -> R:
         """Decide the precision for this device, and limit the batch size to `n`.
 
-        A smaller batch size comes with a warning. A run is stored with these settings, so a resumed
-        run keeps them.
+        A smaller batch size comes with a warning. A run is stored with these settings; to resume
+        it where "auto" means something else, give the stored precision.
         """
         recipe = replace(self, precision=resolve_precision(self.precision, device))
         if n >= self.batch_size:
@@ -235,10 +241,10 @@ class Learner:
         warmup, minimum = round(recipe.warmup_epochs * steps_per_epoch), peak * recipe.min_lr_ratio
         self.schedule = WarmupCosine(peak, warmup, epochs * steps_per_epoch, minimum)
         self.hooks = [*recipe.hooks(), *task.hooks]
-        for hook in self.hooks:
-            hook.on_start(self)
         self.epoch, self.step = 0, 0
         self.losses: dict[str, Tensor] = {}  # (steps,) each: of this epoch, up to `step`
+        for hook in self.hooks:
+            hook.on_start(self)
 
     @property
     def global_step(self) -> int:
@@ -347,11 +353,12 @@ class Trainer:
     def fit(
         self,
         evaluate: Evaluate | None = None,  # called with the result so far
+        finish: Callable[[nn.Module], None] | None = None,  # called with the final result
     ) -> nn.Module:  # the trained model, or what a hook makes of it
         """Train until the recipe's last epoch, from the newest checkpoint on.
 
         Raises `RunStopped` after a requested stop, `DivergedError` for a loss or a weight that is
-        not finite, and `InputError` for too little memory.
+        not finite, and `InputError` for too little memory. All processes return together.
         """
         learner, recipe, options = self.learner, self.recipe, self.options
         with (
@@ -367,7 +374,11 @@ class Trainer:
             while learner.epoch < recipe.epochs:
                 images_per_s = self.train_epoch()
                 self.end_epoch(images_per_s, evaluate)
-        return learner.result.eval()
+            result = learner.result.eval()
+            if finish:
+                finish(result)
+            self.processes.any(False)  # wait until the first process has written its files
+        return result
 
     def train_epoch(self) -> float:  # images per second
         "Train for the rest of the current epoch."
@@ -451,7 +462,7 @@ class Trainer:
         "Return the error for a run that diverged at a step of the current epoch."
         epoch, saved = self.learner.epoch, ""
         lr = self.learner.schedule(epoch * len(self.batches) + step)
-        if self.run.history():
+        if any((self.run.out / name).exists() for name in (CHECKPOINT, PREVIOUS)):
             saved = f"the last good checkpoint is kept in {str(self.run.out)!r}; "
         return DivergedError(
             f"the {what} is not finite from epoch {epoch + 1}, step {step + 1} on "

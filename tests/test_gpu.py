@@ -34,8 +34,15 @@ from maevit_course.training import Batches
 COMPILED = pytest.mark.filterwarnings("error:the step could not be compiled")
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 GPU = torch.device("cuda")
+EVERYTHING = {"ema": 0.999, "clip_grad": 1.0, "class_weights": True}
 RECIPES = pytest.mark.parametrize(
-    "recipe", [PRETRAIN_RECIPES["paper"], FINETUNE_RECIPES["paper"]], ids=["pretrain", "finetune"]
+    "recipe",
+    [
+        PRETRAIN_RECIPES["paper"],
+        FINETUNE_RECIPES["paper"],
+        replace(FINETUNE_RECIPES["paper"], **EVERYTHING),
+    ],
+    ids=["pretrain", "finetune", "all hooks"],
 )
 
 

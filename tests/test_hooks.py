@@ -145,6 +145,11 @@ def test_images_need_not_be_mirrored():
     assert recipe.crop()(images).shape == (8, 3, 32, 32)
 
 
+def test_alpha_may_be_an_integer():
+    images, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
+    assert Mix(4, mixup=1, cutmix=1).on_batch(images, labels)[1].shape == (4, 4)
+
+
 def test_hooks_work_on_the_command_line(tmp_path):
     words = ["finetune", *DATA, "--recipe", "small", "--epochs", "1", "--out", str(tmp_path / "x")]
     assert main([*words, "--mixup", "0.2", "--ema", "0.9", "--clip-grad", "1", "--no-flip"]) == 0

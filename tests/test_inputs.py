@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -20,8 +21,11 @@ import maevit_course
 from common import DATA, QUICK
 from maevit_course.cli import main
 from maevit_course.core import InputError, fingerprint
-from maevit_course.data import load_data
+from maevit_course.data import ImageData, load_data
 from maevit_course.evaluation import show_confusion
+from maevit_course.finetuning import FINETUNE_RECIPES, finetune
+from maevit_course.models import load_model
+from maevit_course.pretraining import PRETRAIN_RECIPES
 from maevit_course.reports import report
 from maevit_course.runs import RunRecord
 from maevit_course.weights import CorruptFileError, from_bytes, read_weights, to_bytes
@@ -535,6 +539,44 @@ def test_a_report_of_a_run_without_an_epoch_is_refused(pretrained, tmp_path):
     (tmp_path / "run/config.json").write_text("{}")
     with pytest.raises(InputError, match="not that of a run"):
         RunRecord.load(tmp_path / "run")
+
+
+def test_wrong_settings_from_python_are_named():
+    recipe = PRETRAIN_RECIPES["small"]
+    wrongs = {"epochs": 1.5, "batch_size": 32.0, "seed": "0", "betas": 0.9, "ema": 2}
+    for name, value in wrongs.items():
+        with pytest.raises(InputError, match=rf"{name} (is|are) {value!r}"):
+            replace(recipe, **{name: value})
+    for name in ("freeze", "test_every"):
+        with pytest.raises(InputError, match=f"{name} is 1.5"):
+            replace(FINETUNE_RECIPES["small"], **{name: 1.5})
+
+
+def test_train_and_test_have_the_same_classes(tmp_path):
+    images, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])
+    train = ImageData(images, labels, ["cat", "dog"])
+    assert train.classes == ("cat", "dog")
+    for classes in (("dog", "cat"), ("cat", "dog", "cow")):
+        with pytest.raises(InputError, match="in the same order"):
+            finetune(train, ImageData(images, labels, classes), out=tmp_path / "run")
+
+
+def test_a_folder_of_the_other_phase_is_not_resumed(pretrained, capsys):
+    words = ["finetune", *QUICK, "--out", pretrained, "--resume"]
+    refused(words, "it holds a run of the phase 'pretrain'", capsys)
+
+
+def test_models_are_saved_into_folders_that_exist(tmp_path):
+    mae = load_model("c10-small")
+    mae.save_pretrained(tmp_path)
+    assert load_model(tmp_path).fingerprint() == mae.fingerprint()
+    with pytest.raises(InputError, match="create it first"):
+        mae.save_pretrained(tmp_path / "no/where.safetensors")
+
+
+def test_sizes_of_the_decoder_belong_to_the_weights_too(tmp_path, capsys):
+    words = ["pretrain", *QUICK, "--weights", "c10-small", "--out", tmp_path / "run"]
+    refused([*words, "--decoder-depth", "8"], "decoder_depth is 8", capsys)
 
 
 def test_a_class_may_be_called_anything():

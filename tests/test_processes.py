@@ -120,3 +120,24 @@ def test_shares_of_a_batch_do_not_overlap():
         torch.equal(torch.stack(shares, 1).flatten(0, 1), whole)
         for shares, whole in zip(parts, alone, strict=True)
     )
+
+
+TWO_PHASES = """
+import sys
+from dataclasses import replace
+from maevit_course import FINETUNE_RECIPES, PRETRAIN_RECIPES, finetune, load_data, pretrain
+
+train, test = load_data(sys.argv[1])
+recipes = [table["small"].with_epochs(1) for table in (PRETRAIN_RECIPES, FINETUNE_RECIPES)]
+first, second = (replace(recipe, precision="fp32") for recipe in recipes)
+pretrain(train, first, sys.argv[2] + "/mae")
+print(finetune(train, test, second, sys.argv[2] + "/classifier", sys.argv[2] + "/mae").classes[0])
+"""
+
+
+def test_processes_share_one_phase_after_the_other(tmp_path):
+    "The second phase connects again, and finds the weights that the first process has written."
+    (tmp_path / "phases.py").write_text(TWO_PHASES)
+    done = torchrun(2, str(tmp_path / "phases.py"), QUICK[1], str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert len(losses(tmp_path / "classifier")) == 1

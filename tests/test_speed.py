@@ -118,3 +118,21 @@ def test_off_the_cpu_a_step_is_one_graph_for_the_compiler():
     ):
         assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
         torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("flags", "vendor", "precision"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, "GenuineIntel", "bf16"),
+        ({"avx512_bf16": True}, "GenuineIntel", "fp32"),
+        ({"avx512_bf16": True}, "AuthenticAMD", "bf16"),
+        ({}, "AuthenticAMD", "fp32"),
+    ],
+)
+def test_auto_is_the_precision_that_was_measured_to_be_faster(
+    flags, vendor, precision, monkeypatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
+    monkeypatch.setattr(kernels, "cpu_vendor", lambda: vendor)
+    assert kernels.resolve_precision("auto", torch.device("cpu")) == precision
+    assert kernels.resolve_precision("fp32", torch.device("cpu")) == "fp32"
