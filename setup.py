@@ -13,7 +13,7 @@ cfg = config["DEFAULT"]
 
 
 class WithResults(build_py):
-    "An installed library brings the records of the project's runs along: lesson 40 reads them."
+    "An installed library brings the records of the project's runs along, for its tables."
 
     def run(self):
         super().run()

@@ -95,6 +95,7 @@ def test_demo_compares_two_classifiers(tmp_path, capsys):
     for run in ("pretrain", "pretrained", "scratch"):
         assert (tmp_path / "demo" / run / "report.html").exists()
     assert main([*words, "--out", str(tmp_path / "demo")]) == 0  # once more: all is done already
+    assert main([*words, "--limit", "320", "--out", str(tmp_path / "demo")]) == 2  # not this one
 
 
 def test_a_run_is_repeated_from_its_settings(pretrained, tmp_path, capsys):

@@ -242,24 +242,32 @@ def measure_run(experiment: Experiment, data: DataSets, out: Path, device: torch
     }
 
 # %% ../../nbs/68_experiments.ipynb #e9fbaa89
-def has_record(experiment: Experiment, results: Path) -> bool:
+def has_record(
+    experiment: Experiment,
+    results: Path,
+    data: DataSets | None = None,  # the data that a new run would use; None accepts any
+) -> bool:
     """Return whether the record of a run is in the results folder.
 
     Raises `InputError` if the record of the run, or of the run that it starts from, has a
-    different recipe or another number of labelled images.
+    different recipe or another number of images.
     """
     folder = results / experiment.name
     if experiment.start:
-        has_record(experiment.start, results)
+        has_record(experiment.start, results, data)
     if not (folder / "summary.json").exists():
         return False
     record = RunRecord.load(folder)
-    data, per_class = record.config["data"], experiment.labels_per_class
+    old_data, per_class = record.config["data"], experiment.labels_per_class
+    images = old_data["images"]
+    if data and experiment.data in data:
+        images = len(data[experiment.data][0])
+    if per_class is not None:
+        images = per_class * len(old_data["classes"])
     kept = from_saved(type(experiment.recipe), record.config["recipe"])
     # the record holds what "auto" became
     wanted = replace(experiment.recipe, precision=kept.precision)
-    images = data["images"] if per_class is None else per_class * len(data["classes"])
-    old, new = {"images": data["images"], **asdict(kept)}, {"images": images, **asdict(wanted)}
+    old, new = {"images": old_data["images"], **asdict(kept)}, {"images": images, **asdict(wanted)}
     if changed := differences(old, new):
         raise InputError(
             f"{str(folder)!r} holds the record of another run: {', '.join(changed)}; "
@@ -297,7 +305,7 @@ def reproduce(
     began = time.monotonic()
     for n, experiment in enumerate(runs, 1):
         name = f"{n}/{len(runs)} {experiment.name}"
-        if has_record(experiment, results):
+        if has_record(experiment, results, data):
             print(f"{name}: done before", flush=True)
             continue
         print(f"{name}: {experiment.recipe.epochs} epochs", flush=True)
