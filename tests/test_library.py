@@ -133,8 +133,8 @@ for m in pkgutil.walk_packages(maevit_course.__path__, 'maevit_course.'):
 for tool in 'nbdev', 'fastcore', 'execnb', 'IPython', 'jupyter', 'jupyter_core', 'ipykernel':
     assert importlib.util.find_spec(tool) is None, f'{tool} is installed'
 from maevit_course.paper.tables import read_records
-from maevit_course.runs import shipped
-assert read_records('small') and shipped(), 'records or weights were left behind'
+from maevit_course.weights import bundled_weights
+assert read_records('small') and bundled_weights(), 'records or weights were left behind'
 """
 
 
