@@ -278,7 +278,7 @@ def load_model(
         config = from_saved(ModelConfig, about["model"])
         classes = about["classes"] if about["kind"] == "classifier" else []
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            raise InputError("its classes are not named")
+            raise InputError(f"its classes are {classes!r:.50}, not a list of names")
     except (AttributeError, KeyError, TypeError, InputError) as error:
         raise InputError(
             f"{str(source)!r} does not say which model its weights belong to ({error})"
