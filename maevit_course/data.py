@@ -85,6 +85,47 @@ def balanced_indices(
     shuffled = labels.cpu()[order]
     return torch.cat([order[shuffled == c][:per_class] for c in range(n_classes)])
 
+# %% ../nbs/62_data.ipynb #d2089140
+def held_out(
+    labels: Tensor,  # (N,) int64
+    classes: Sequence[str],
+    fraction: float,  # between 0 and 1
+    seed: int,
+) -> Tensor:  # (N,) bool, on the device of the labels
+    "Mark the same fraction of each class at random; see `ImageData.split`."
+    if not 0 < fraction < 1:
+        raise InputError(f"fraction is {fraction} but must be between 0 and 1")
+    generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
+    order = torch.randperm(len(labels), generator=generator)
+    shuffled, held = labels.cpu()[order], torch.zeros(len(labels), dtype=torch.bool)
+    for c, name in enumerate(classes):
+        members = order[shuffled == c]
+        if len(members) == 1:
+            raise InputError(f"class {name!r} has only one image: splitting needs two")
+        n = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        held[members[: max(n, 0)]] = True
+    return held.to(labels.device)
+
+
+def read_pairs(
+    dataset: Dataset,  # as in `ImageData.from_dataset`
+    size: int | None,
+) -> tuple[Tensor, Tensor]:  # images (N, 3, S, S) uint8, labels (N,) int64
+    "Read all images and labels of a PyTorch data set; see `ImageData.from_dataset`."
+    images, labels = [], []
+    for i in range(len(dataset)):  # type: ignore[arg-type]
+        item = dataset[i]
+        try:
+            image, label = item
+            labels.append(int(label))
+        except (TypeError, ValueError):
+            raise InputError(f"item {i} of the data set is not an image and a label") from None
+        images.append(to_pixels(image, size))
+        size = size or images[0].shape[-1]
+    if not images:
+        raise InputError(f"the data set {dataset!r:.50} has no items")
+    return torch.stack(images), torch.tensor(labels)
+
 # %% ../nbs/62_data.ipynb #d69e2f97
 @dataclass(frozen=True, eq=False)
 class ImageData:
@@ -151,18 +192,7 @@ class ImageData:
 
         Each class keeps at least one image in both parts. Raises `InputError` if it has only one.
         """
-        if not 0 < fraction < 1:
-            raise InputError(f"fraction is {fraction} but must be between 0 and 1")
-        generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
-        order = torch.randperm(len(self), generator=generator)
-        shuffled, held = self.labels.cpu()[order], torch.zeros(len(self), dtype=torch.bool)
-        for c, name in enumerate(self.classes):
-            members = order[shuffled == c]
-            if len(members) == 1:
-                raise InputError(f"class {name!r} has only one image: splitting needs two")
-            n = min(max(round(fraction * len(members)), 1), len(members) - 1)
-            held[members[: max(n, 0)]] = True
-        held = held.to(self.images.device)
+        held = held_out(self.labels, self.classes, fraction, seed)
         return self[~held], self[held]
 
     def describe(self) -> dict:  # values that JSON can represent
@@ -179,8 +209,7 @@ class ImageData:
     def from_dataset(
         cls,
         dataset: Dataset,  # of pairs: an image (PIL, or a tensor as in `to_float`) and its class
-        size: int
-        | None = None,  # side in pixels; by default that of the first image (of PIL, at most 64)
+        size: int | None = None,  # side in pixels; by default the first image's (PIL: at most 64)
         classes: Sequence[str] | None = None,  # by default `dataset.classes`, or numbers
         name: str | None = None,  # by default the name of the data set's class
     ) -> "ImageData":
@@ -189,26 +218,10 @@ class ImageData:
         Images that are not square are cropped in the middle. Raises `InputError` for an image
         that is neither, or without a label.
         """
-        images, labels = [], []
-        for i in range(len(dataset)):  # type: ignore[arg-type]
-            item = dataset[i]
-            try:
-                image, label = item
-                labels.append(int(label))
-            except (TypeError, ValueError):
-                raise InputError(f"item {i} of the data set is not an image and a label") from None
-            pixels = to_pixels(image, size)
-            size = size or pixels.shape[-1]
-            images.append(pixels)
+        images, labels = read_pairs(dataset, size)
         found = classes if classes is not None else getattr(dataset, "classes", None)
-        names = found if found is not None else range(max(labels, default=0) + 1)
-        stacked = torch.stack(images) if images else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-        return cls(
-            stacked,
-            torch.tensor(labels, dtype=torch.int64),
-            tuple(map(str, names)),
-            name or type(dataset).__name__,
-        )
+        names = found if found is not None else range(int(labels.max()) + 1)
+        return cls(images, labels, tuple(map(str, names)), name or type(dataset).__name__)
 
 # %% ../nbs/62_data.ipynb #10166675
 def normalize(

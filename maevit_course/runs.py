@@ -134,6 +134,46 @@ def latest_checkpoint(out: Path) -> tuple[dict[str, Tensor], dict] | None:
             )
     return None
 
+# %% ../nbs/65_runs.ipynb #abb61830
+def acquire(lock: FileLock, out: Path) -> None:
+    "Lock the folder of a run. Raises `InputError` if another process uses it."
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"{str(out)!r} is in use by another process: "
+            "wait for it, stop it, or choose another folder"
+        ) from None
+    except NotImplementedError:  # a file system without locks
+        pass
+    except OSError as error:  # the same, as other versions of filelock report it
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    "Turn a disk error into an `InputError` that says what is safe and what to do."
+    try:
+        yield
+    except OSError as error:
+        resumable, reason = os.path.exists(out / CHECKPOINT), error.strerror or error
+        safe = "; its last checkpoint is intact: make room, then resume" if resumable else ""
+        raise InputError(f"cannot write into {str(out)!r}: {reason}{safe}") from None
+
+# %% ../nbs/65_runs.ipynb #cfe9103f
+def updated_environment(file: Path) -> dict:
+    "Return the content of environment.json with this launch, unless only the time has changed."
+    here = environment()
+    try:
+        old = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        old = {}  # no reason to give up a run
+    last = old.get("resumed", [old])[-1]
+    if all(last.get(name) == value for name, value in here.items() if name != "started"):
+        return old
+    return {**old, "resumed": [*old.get("resumed", []), here]}
+
 # %% ../nbs/65_runs.ipynb #eade74c2
 class Run:
     """The folder of a run with its log and its checkpoints, as a context manager.
@@ -159,9 +199,9 @@ class Run:
         Raises `InputError` if the folder is in use, or holds a run that cannot be resumed.
         """
         if self.leads:
-            with self._writing():
+            with disk_errors(self.out):
                 self.out.mkdir(parents=True, exist_ok=True)
-                self._acquire()
+                acquire(self._lock, self.out)
             try:
                 self._start_or_resume()
             except BaseException:
@@ -172,39 +212,14 @@ class Run:
     def __exit__(self, *_) -> None:
         self._lock.release()
 
-    def _acquire(self) -> None:
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise InputError(
-                f"{str(self.out)!r} is in use by another process: "
-                "wait for it, stop it, or choose another folder"
-            ) from None
-        except NotImplementedError:  # a file system without locks
-            pass
-        except OSError as error:  # the same, as other versions of filelock report it
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-
     def _start_or_resume(self) -> None:
         if self.has_output():
             check_resumable(self.out, self.config, self.resume)
-            self._record_environment()
+            here = updated_environment(self.out / "environment.json")
+            self._write_json("environment.json", here)
         else:
             self._write_json("environment.json", environment())
             self._write_json("config.json", plain(self.config))
-
-    def _record_environment(self) -> None:
-        "Add to environment.json where a run is resumed, unless only the time has changed."
-        here = environment()
-        try:
-            old = json.loads((self.out / "environment.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            old = {}  # no reason to give up a run
-        last = old.get("resumed", [old])[-1]
-        if any(last.get(name) != value for name, value in here.items() if name != "started"):
-            resumed = [*old.get("resumed", []), here]
-            self._write_json("environment.json", {**old, "resumed": resumed})
 
     def has_output(self) -> bool:
         "Return whether the folder has a log, checkpoint or weights; if not, a run starts anew."
@@ -218,7 +233,7 @@ class Run:
     def log(self, record: dict) -> None:
         "Append a line to metrics.jsonl."
         if self.leads:
-            with self._writing(), open(self.out / METRICS, "a", encoding="utf-8") as file:
+            with disk_errors(self.out), open(self.out / METRICS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -226,7 +241,7 @@ class Run:
     def save(self, tensors: dict[str, Tensor], about: dict) -> None:
         "Write a checkpoint and keep the one before it."
         if self.leads:
-            with self._writing():
+            with disk_errors(self.out):
                 write_atomically(self.out / "checkpoint.next", to_bytes(tensors, about))
                 with suppress(FileNotFoundError):
                     os.replace(self.out / CHECKPOINT, self.out / PREVIOUS)
@@ -240,29 +255,19 @@ class Run:
         state = latest_checkpoint(self.out)
         lines = [line for line in self.history() if state and line["epoch"] <= state[1]["epoch"]]
         log = "".join(json.dumps(line) + "\n" for line in lines)
-        with self._writing():
+        with disk_errors(self.out):
             write_atomically(self.out / METRICS, log.encode())
         return state
 
     def save_model(self, model: MAE | Classifier, **about: Any) -> None:
         "Write the final weights; see `save_model`."
         if self.leads:
-            with self._writing():
+            with disk_errors(self.out):
                 save_model(model, self.out / MODEL, **about)
 
     def _write_json(self, name: str, values: dict) -> None:
-        with self._writing():
+        with disk_errors(self.out):
             write_atomically(self.out / name, json.dumps(values, indent=1).encode())
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        "Turn a disk error into an `InputError` that says what is safe and what to do."
-        try:
-            yield
-        except OSError as error:
-            resumable, reason = os.path.exists(self.out / CHECKPOINT), error.strerror or error
-            safe = "; its last checkpoint is intact: make room, then resume" if resumable else ""
-            raise InputError(f"cannot write into {str(self.out)!r}: {reason}{safe}") from None
 
 # %% ../nbs/65_runs.ipynb #ecd242f4
 @dataclass(frozen=True)

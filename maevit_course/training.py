@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,37 @@ from .schedules import WarmupCosine, scaled_lr
 # %% ../nbs/22_training.ipynb #7b1e05c4
 R = TypeVar("R", bound="Recipe")
 
+# %% ../nbs/22_training.ipynb #a0780506
+def check_recipe(recipe: "Recipe") -> None:
+    "Raise `InputError` if a recipe's values make no sense."
+    for name in ("epochs", "batch_size", "seed"):
+        if not isinstance(getattr(recipe, name), int):
+            raise InputError(f"{name} is {getattr(recipe, name)!r} but must be an integer")
+    for name in ("epochs", "batch_size", "base_lr"):
+        if not 0 < getattr(recipe, name) < math.inf:
+            raise InputError(f"{name} is {getattr(recipe, name)} but must be positive and finite")
+    if not 0 <= recipe.warmup_epochs <= recipe.epochs:
+        raise InputError(
+            f"warmup_epochs is {recipe.warmup_epochs} "
+            f"but must be between 0 and epochs ({recipe.epochs})"
+        )
+    if not 0 <= recipe.min_lr_ratio <= 1:
+        raise InputError(f"min_lr_ratio is {recipe.min_lr_ratio} but must be between 0 and 1")
+    for name in ("weight_decay", "seed"):
+        if not 0 <= getattr(recipe, name) < math.inf:
+            raise InputError(f"{name} is {getattr(recipe, name)} but must not be negative")
+    betas = recipe.betas if isinstance(recipe.betas, (tuple, list)) else ()
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise InputError(
+            f"betas are {recipe.betas} but must be two numbers, at least 0 and less than 1"
+        )
+    if recipe.clip_grad is not None and not 0 < recipe.clip_grad < math.inf:
+        raise InputError(f"clip_grad is {recipe.clip_grad} but must be positive, or None")
+    if recipe.ema is not None and not 0 < recipe.ema < 1:
+        raise InputError(f"ema is {recipe.ema} but must be between 0 and 1, or None")
+    if recipe.precision not in ("auto", "fp32", "bf16"):
+        raise InputError(f"precision is {recipe.precision!r} but must be 'auto', 'fp32' or 'bf16'")
+
 # %% ../nbs/22_training.ipynb #d8573e0d
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -58,35 +89,7 @@ class Recipe:
     compile: bool = True  # fuse the step's operations with PyTorch's compiler; on a GPU only
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "seed"):
-            if not isinstance(getattr(self, name), int):
-                raise InputError(f"{name} is {getattr(self, name)!r} but must be an integer")
-        for name in ("epochs", "batch_size", "base_lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)} but must be positive and finite")
-        if not 0 <= self.warmup_epochs <= self.epochs:
-            raise InputError(
-                f"warmup_epochs is {self.warmup_epochs} "
-                f"but must be between 0 and epochs ({self.epochs})"
-            )
-        if not 0 <= self.min_lr_ratio <= 1:
-            raise InputError(f"min_lr_ratio is {self.min_lr_ratio} but must be between 0 and 1")
-        for name in ("weight_decay", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)} but must not be negative")
-        betas = self.betas if isinstance(self.betas, (tuple, list)) else ()
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise InputError(
-                f"betas are {self.betas} but must be two numbers, at least 0 and less than 1"
-            )
-        if self.clip_grad is not None and not 0 < self.clip_grad < math.inf:
-            raise InputError(f"clip_grad is {self.clip_grad} but must be positive, or None")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise InputError(f"ema is {self.ema} but must be between 0 and 1, or None")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise InputError(
-                f"precision is {self.precision!r} but must be 'auto', 'fp32' or 'bf16'"
-            )
+        check_recipe(self)
 
     def with_epochs(self: R, epochs: int) -> R:
         "Return this recipe for a different number of epochs, with the warm-up in proportion."
@@ -320,9 +323,89 @@ class Learner:
         for k, hook in enumerate(self.hooks):
             hook.load_state_dict(parts.get(f"hook{k}", {}))
 
+# %% ../nbs/22_training.ipynb #428288fb
+class Checkpoints:
+    "Save a learner and its losses in the folder of its run, and continue from there."
+
+    def __init__(
+        self,
+        learner: Learner,
+        run: Run,
+        processes: Any,  # as `connect` yields them
+    ):
+        self.learner, self.run, self.processes = learner, run, processes
+        self.began = self.saved_at = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        "Return the duration of the training so far, over all launches."
+        return time.monotonic() - self.began
+
+    def losses(self) -> dict[str, Tensor]:  # (steps,) on the CPU
+        "Average each step's losses over the processes. Raises `DivergedError`."
+        step, losses = self.learner.step, {}
+        for name, values in self.learner.losses.items():
+            losses[name] = self.processes.mean(values[:step]).cpu()
+        for values in losses.values():
+            if not values.isfinite().all():
+                raise self.diverged("loss", int((~values.isfinite()).nonzero()[0]))
+        return losses
+
+    def save(self) -> None:
+        "Write a checkpoint. Raises `DivergedError` if a loss or a weight is not finite."
+        learner, losses = self.learner, self.losses()
+        if not all(p.isfinite().all() for p in learner.model.parameters()):
+            raise self.diverged("model", max(0, learner.step - 1))
+        tensors = learner.state_dict() | {f"losses.{name}": v for name, v in losses.items()}
+        about = {"epoch": learner.epoch, "step": learner.step, "seconds": self.seconds}
+        self.run.save(tensors, about)
+        self.saved_at = time.monotonic()
+
+    def load(self) -> None:
+        "Continue from the newest intact checkpoint, if there is one."
+        state = self.processes.from_first(self.run.load() if self.run.leads else None)
+        if state is None:
+            return
+        (tensors, about), learner = state, self.learner
+        losses = {name: t for name, t in tensors.items() if name.startswith("losses.")}
+        learner.load_state_dict({name: t for name, t in tensors.items() if name not in losses})
+        for name, values in losses.items():
+            padded = F.pad(values.to(learner.device), (0, learner.steps_per_epoch - len(values)))
+            learner.losses[name.removeprefix("losses.")] = padded
+        learner.epoch, learner.step = about["epoch"], about["step"]
+        self.began -= about["seconds"]
+
+    def diverged(self, what: str, step: int) -> DivergedError:
+        "Return the error for a run that diverged at a step of the current epoch."
+        epoch, saved = self.learner.epoch, ""
+        lr = self.learner.schedule(epoch * self.learner.steps_per_epoch + step)
+        if any((self.run.out / name).exists() for name in (CHECKPOINT, PREVIOUS)):
+            saved = f"the last good checkpoint is kept in {str(self.run.out)!r}; "
+        return DivergedError(
+            f"the {what} is not finite from epoch {epoch + 1}, step {step + 1} on "
+            f"(learning rate {lr:.2e}): {saved}"
+            "start again in another folder with a lower base_lr or a longer warm-up"
+        )
+
 # %% ../nbs/22_training.ipynb #f3a6d218
 # (model, epoch number) → values to log
 Evaluate = Callable[[nn.Module, int], dict]
+
+
+@contextmanager
+def memory_errors(
+    device: torch.device,
+    n: int,  # number of training images
+    batch_size: int,
+) -> Iterator[None]:
+    "Turn a lack of memory into an `InputError` that says what to change."
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"{device} has too little memory for {n} images "
+            f"and steps of {batch_size}: choose a smaller batch_size"
+        ) from None
 
 # %% ../nbs/22_training.ipynb #68b0e4fc
 class Trainer:
@@ -343,7 +426,7 @@ class Trainer:
         self.world = World.current()
         self.device = pick_device(options.device, self.world)
         configure_backend(self.device)
-        with self._memory_errors(len(data)):
+        with memory_errors(self.device, len(data), recipe.batch_size):
             transforms = task.transform, task.block_transform
             self.batches = Batches(data.to(self.device), recipe, *transforms, self.world)
             self.learner = Learner(task, recipe, self.device, len(self.batches))
@@ -362,13 +445,13 @@ class Trainer:
         """
         learner, recipe, options = self.learner, self.recipe, self.options
         with (
-            self._memory_errors(len(self.batches.data)),
+            memory_errors(self.device, len(self.batches.data), recipe.batch_size),
             connect(self.world, self.device, recipe.batch_size) as self.processes,
             StopRequest(options.minutes) as self.stop,
         ):
             learner.ddp_model = self.processes.wrap(learner.model)
-            self.began = self.saved_at = time.monotonic()
-            self.load_checkpoint()
+            self.checkpoints = Checkpoints(learner, self.run, self.processes)
+            self.checkpoints.load()
             total = recipe.epochs * len(self.batches)
             self.progress = Progress(learner.global_step, total, recipe.epochs, options.progress)
             while learner.epoch < recipe.epochs:
@@ -398,85 +481,27 @@ class Trainer:
         "Log the epoch and move to the next. Raises like `fit`."
         learner = self.learner
         epoch, lr = learner.epoch + 1, learner.schedule(learner.global_step - 1)
-        means = {name: values.mean().item() for name, values in self.checked_losses().items()}
+        losses = self.checkpoints.losses()
+        means = {name: values.mean().item() for name, values in losses.items()}
         record = {"epoch": epoch, **means, "lr": lr, "images_per_s": images_per_s}
         record |= evaluate(learner.result, epoch) if evaluate else {}
         for hook in learner.hooks:
             hook.after_epoch(learner, record)
         learner.next_epoch()
-        self.run.log(record | {"seconds": time.monotonic() - self.began})
+        self.run.log(record | {"seconds": self.checkpoints.seconds})
         self.progress.epoch(record, learner.global_step)
         self.save_if_due()
 
-    def checked_losses(self) -> dict[str, Tensor]:  # (steps,) on the CPU
-        "Average each step's losses over the processes. Raises `DivergedError`."
-        step = self.learner.step
-        losses = {
-            name: self.processes.mean(values[:step]).cpu()
-            for name, values in self.learner.losses.items()
-        }
-        for values in losses.values():
-            if not values.isfinite().all():
-                raise self._diverged("loss", int((~values.isfinite()).nonzero()[0]))
-        return losses
-
-    def save_checkpoint(self) -> None:
-        "Write a checkpoint. Raises `DivergedError` if a loss or a weight is not finite."
-        learner, losses = self.learner, self.checked_losses()
-        if not all(p.isfinite().all() for p in learner.model.parameters()):
-            raise self._diverged("model", max(0, learner.step - 1))
-        tensors = learner.state_dict() | {f"losses.{name}": v for name, v in losses.items()}
-        seconds = time.monotonic() - self.began
-        self.run.save(tensors, {"epoch": learner.epoch, "step": learner.step, "seconds": seconds})
-        self.saved_at = time.monotonic()
-
-    def load_checkpoint(self) -> None:
-        "Continue from the newest intact checkpoint, if there is one."
-        state = self.processes.from_first(self.run.load() if self.world.leads else None)
-        if state is None:
-            return
-        (tensors, about), learner = state, self.learner
-        losses = {name: t for name, t in tensors.items() if name.startswith("losses.")}
-        learner.load_state_dict({name: t for name, t in tensors.items() if name not in losses})
-        for name, values in losses.items():
-            padded = F.pad(values.to(self.device), (0, len(self.batches) - len(values)))
-            learner.losses[name.removeprefix("losses.")] = padded
-        learner.epoch, learner.step = about["epoch"], about["step"]
-        self.began -= about["seconds"]
-
     def save_if_due(self) -> None:
         "Save if a checkpoint is due or the run ends. Raises `RunStopped` after a request to stop."
-        learner, waited = self.learner, time.monotonic() - self.saved_at
+        learner, waited = self.learner, time.monotonic() - self.checkpoints.saved_at
         finished = learner.epoch == self.recipe.epochs
         due = waited > 60 * self.options.checkpoint_minutes
         asked, due = self.processes.any(bool(self.stop), due)
         if asked or due or finished:
-            self.save_checkpoint()
+            self.checkpoints.save()
         if asked and not finished:
             raise RunStopped(
                 f"stopped after {learner.epoch} epochs and {learner.step} steps; "
                 f"all is saved in {str(self.run.out)!r}"
             )
-
-    def _diverged(self, what: str, step: int) -> DivergedError:
-        "Return the error for a run that diverged at a step of the current epoch."
-        epoch, saved = self.learner.epoch, ""
-        lr = self.learner.schedule(epoch * len(self.batches) + step)
-        if any((self.run.out / name).exists() for name in (CHECKPOINT, PREVIOUS)):
-            saved = f"the last good checkpoint is kept in {str(self.run.out)!r}; "
-        return DivergedError(
-            f"the {what} is not finite from epoch {epoch + 1}, step {step + 1} on "
-            f"(learning rate {lr:.2e}): {saved}"
-            "start again in another folder with a lower base_lr or a longer warm-up"
-        )
-
-    @contextmanager
-    def _memory_errors(self, n: int) -> Iterator[None]:
-        "Turn a lack of memory into an `InputError` that says what to change."
-        try:
-            yield
-        except torch.OutOfMemoryError:
-            raise InputError(
-                f"{self.device} has too little memory for {n} images "
-                f"and steps of {self.recipe.batch_size}: choose a smaller batch_size"
-            ) from None
