@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .core import InputError
-from .kernels import Dropout, attention
+from .kernels import Dropout, attention, relu_dropout
 
 # %% ../nbs/11_transformer.ipynb #1d9dcf74
 class SelfAttention(nn.Module):
@@ -40,7 +40,7 @@ class SelfAttention(nn.Module):
         x: Tensor,  # (B, T, D)
     ) -> Tensor:  # (B, T, D)
         q, k, v = rearrange(self.qkv(x), "B T (three H d) -> three B H T d", three=3, H=self.heads)
-        mixed = attention(q, k, v, self.drop.p if self.drop.training else 0.0)
+        mixed = attention(q, k, v, self.drop.rate)
         return self.out(rearrange(mixed, "B H T d -> B T (H d)"))
 
 # %% ../nbs/11_transformer.ipynb #ccadf994
@@ -68,7 +68,7 @@ class TransformerLayer(nn.Module):
 
     def mlp(self, x: Tensor) -> Tensor:
         "Apply the MLP: up, ReLU, dropout, down; (B, T, D) to (B, T, D)."
-        return self.down(self.drop(self.up(x).relu()))
+        return self.down(relu_dropout(self.up(x), self.drop.rate))
 
     def forward(
         self,
