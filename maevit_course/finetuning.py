@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .augmentation import AutoAugmentBatch, RandomResizedCropFlip
 from .core import InputError, World, pick_device, set_seed
 from .data import ImageData
-from .hooks import Mix
+from .hooks import Hook, Mix, PatchDropout
 from .kernels import Precision
 from .models import MAE, Classifier, ModelConfig, load_model
 from .pretraining import PRETRAIN_RECIPES
@@ -32,15 +32,20 @@ def classification_loss(
     images: Tensor,  # (B, 3, S, S), normalised
     labels: Tensor,  # (B,) int64, or (B, classes) of probabilities
     class_weights: Tensor | None = None,  # (classes,)
+    label_smoothing: float = 0.0,  # share of the label that is spread over all classes
+    keep: Tensor | None = None,  # (B, K) int64: patches to read; None reads all
 ) -> dict[str, Tensor]:  # scalars: "loss" and "accuracy"
     "Return the cross-entropy and the accuracy on augmented images."
-    logits = model(images).float()
+    logits = (model(images) if keep is None else model(images, keep)).float()
     truth = labels if labels.ndim == 1 else labels.argmax(1)
     if class_weights is None:
-        loss = F.cross_entropy(logits, labels)
+        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     else:  # divided by the number of images, so that several processes agree with one
         weights = class_weights.to(logits.device)
-        loss = F.cross_entropy(logits, labels, weights, reduction="sum") / len(logits)
+        total = F.cross_entropy(
+            logits, labels, weights, reduction="sum", label_smoothing=label_smoothing
+        )
+        loss = total / len(logits)
     return {
         "loss": loss,
         "accuracy": (logits.argmax(1) == truth).float().mean(),
@@ -80,6 +85,9 @@ class FinetuneRecipe(Recipe):
     auto_augment: bool = True  # AutoAugment with the policy for CIFAR-10
     mixup: float = 0.0  # parameter α of mixup; 0 for none
     cutmix: float = 0.0  # parameter α of CutMix; 0 for none
+    label_smoothing: float = 0.0  # share of the label that is spread over all classes
+    patch_dropout: float = 0.0  # fraction of the patches that a training step leaves out
+    patch_dropout_until: float = 1.0  # fraction of the epochs in which it does
     class_weights: bool = False  # let every class count the same, however many images it has
     test_every: int = 1  # epochs between tests; the last epoch is always tested
     # sizes for training from scratch, and dropout; pre-trained weights bring their own sizes
@@ -97,6 +105,15 @@ class FinetuneRecipe(Recipe):
         for name in ("mixup", "cutmix"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} is {getattr(self, name)} but must not be negative")
+        for name in ("label_smoothing", "patch_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(
+                    f"{name} is {getattr(self, name)} but must be at least 0 and less than 1"
+                )
+        if not 0 <= self.patch_dropout_until <= 1:
+            raise InputError(
+                f"patch_dropout_until is {self.patch_dropout_until} but must be between 0 and 1"
+            )
         if self.test_every < 1:
             raise InputError(f"test_every is {self.test_every} but must be at least 1")
         self.crop()  # raises `InputError` for an invalid scale
@@ -110,6 +127,16 @@ class FinetuneRecipe(Recipe):
         "Return this recipe without layer-wise decay, because there are no trained layers to keep."
         return replace(self, layer_decay=1.0)
 
+    def task_hooks(self, data: ImageData, world: World = World()) -> list[Hook]:
+        "Return the hooks that only fine-tuning has."
+        hooks: list[Hook] = []
+        if self.patch_dropout:
+            epochs = round(self.patch_dropout_until * self.epochs)
+            hooks.append(PatchDropout(self.model.n_patches, self.patch_dropout, epochs, world))
+        if self.mixup or self.cutmix:
+            hooks.append(Mix(len(data.classes), self.mixup, self.cutmix))
+        return hooks
+
     def task(
         self,
         data: ImageData,  # training images
@@ -122,15 +149,22 @@ class FinetuneRecipe(Recipe):
         if start is not None:
             classifier.encoder.load_state_dict(start.encoder.state_dict())
         freeze(classifier, self.freeze)
+        smoothing, hooks = self.label_smoothing, self.task_hooks(data, world)
         n = len(data.classes)
         weights = balanced_class_weights(data.labels, n) if self.class_weights else None
+        patches = next((hook for hook in hooks if isinstance(hook, PatchDropout)), None)
+
+        def loss_fn(model: Classifier, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            keep = patches.draw(images) if patches else None
+            return classification_loss(model, images, labels, weights, smoothing, keep)
+
         return Task(
             classifier,
-            partial(classification_loss, class_weights=weights),
+            loss_fn,
             layer_decay_groups(classifier, self.layer_decay, self.weight_decay),
             self.crop(world),
             AutoAugmentBatch(world) if self.auto_augment else None,
-            (Mix(n, self.mixup, self.cutmix),) if self.mixup or self.cutmix else (),
+            hooks,
         )
 
 # %% ../nbs/24_finetuning.ipynb #b7d10a11
@@ -216,7 +250,7 @@ def finetune(
     if weights is not None:
         start = load_model(weights, "mae")
         used = start.fingerprint()
-        recipe = replace(recipe, model=start.config.with_dropout_of(recipe.model))
+        recipe = replace(recipe, model=start.config.with_settings_of(recipe.model))
     elif recipe.freeze:
         raise InputError(f"freeze is {recipe.freeze}, but without weights there is nothing to keep")
     else:

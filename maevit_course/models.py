@@ -9,7 +9,7 @@ __all__ = ['ModelConfig', 'MAE', 'Classifier', 'save_model', 'load_model']
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ def check_sizes(config: "ModelConfig") -> None:
         value = getattr(config, name)
         if not 0 <= value < 1:
             raise InputError(f"{name} is {value} but must be at least 0 and less than 1")
+    if config.pool not in ("dummy", "mean", "all"):
+        raise InputError(f"pool is {config.pool!r} but must be 'dummy', 'mean' or 'all'")
     if config.image_size % config.patch_size:
         raise InputError(
             f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}"
@@ -69,6 +71,8 @@ class ModelConfig:
     dropout: float = 0.1  # after attention and after the linear layers of the MLP
     attention_dropout: float = 0.1  # on the attention weights
     norm_first: bool = True  # LayerNorm before attention and MLP (pre-norm) or after (post-norm)
+    # what the classifier reads: the dummy patch, the mean of all patches, or the mean of all tokens
+    pool: Literal["dummy", "mean", "all"] = "dummy"
 
     def __post_init__(self):
         check_sizes(self)
@@ -81,9 +85,10 @@ class ModelConfig:
     def patch_pixels(self) -> int:
         return 3 * self.patch_size**2
 
-    def with_dropout_of(self, other: "ModelConfig") -> "ModelConfig":
-        "Return these sizes with the dropout of other settings."
-        return replace(self, dropout=other.dropout, attention_dropout=other.attention_dropout)
+    def with_settings_of(self, other: "ModelConfig") -> "ModelConfig":
+        "Return these sizes with the settings of `other` on which no weight depends."
+        names = ("dropout", "attention_dropout", "pool")
+        return replace(self, **{name: getattr(other, name) for name in names})
 
     def encoder(self) -> Encoder:
         "Build a freshly initialised encoder of these sizes."
@@ -177,7 +182,10 @@ def encoder_config(encoder: Encoder) -> ModelConfig:
 
 # %% ../nbs/15_models.ipynb #a9c16498
 class Classifier(SavedModel):
-    "The encoder and a linear layer on the dummy patch's embedding (Section 3.3)."
+    """The encoder and a linear layer on the dummy patch's embedding (Section 3.3).
+
+    `config.pool` may choose the mean of all patches instead, or of all patches and the dummy.
+    """
 
     kind = "classifier"
 
@@ -197,8 +205,11 @@ class Classifier(SavedModel):
     def forward(
         self,
         images: Tensor,  # (B, 3, S, S), normalised
+        keep: Tensor | None = None,  # (B, K) int64: patches to read; None reads all
     ) -> Tensor:  # (B, classes): logits
-        return self.head(self.encoder(patchify(images, self.config.patch_size))[:, -1])
+        tokens = self.encoder(patchify(images, self.config.patch_size), keep)  # (B, K+1, D)
+        parts = {"dummy": tokens[:, -1:], "mean": tokens[:, :-1], "all": tokens}
+        return self.head(parts[self.config.pool].mean(1))
 
     @torch.no_grad()
     def predict_logits(

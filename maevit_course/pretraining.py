@@ -112,7 +112,7 @@ def pretrain(
     if weights is not None:
         start = load_model(weights, "mae")
         used = start.fingerprint()
-        recipe = replace(recipe, model=start.config.with_dropout_of(recipe.model))
+        recipe = replace(recipe, model=start.config.with_settings_of(recipe.model))
     recipe = recipe.resolve(pick_device(options.device), len(data), world)
     config = {"phase": "pretrain", "recipe": recipe, "data": data.describe(), "weights": used}
     with Run(out, config, options.resume, world) as run:

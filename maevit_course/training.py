@@ -9,10 +9,10 @@ __all__ = ['Recipe', 'Task', 'Batches', 'RunOptions', 'Learner', 'Trainer']
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from .processes import connect
 from .progress import DivergedError, Progress, RunStopped, StopRequest
 from .runs import CHECKPOINT, PREVIOUS, Run
 from .schedules import WarmupCosine, scaled_lr
+from .transformer import TransformerLayer
 
 # %% ../nbs/22_training.ipynb #7b1e05c4
 R = TypeVar("R", bound="Recipe")
@@ -66,6 +67,13 @@ def check_recipe(recipe: "Recipe") -> None:
         raise InputError(f"clip_grad is {recipe.clip_grad} but must be positive, or None")
     if recipe.ema is not None and not 0 < recipe.ema < 1:
         raise InputError(f"ema is {recipe.ema} but must be between 0 and 1, or None")
+    if recipe.optimizer not in ("adamw", "muon"):
+        raise InputError(f"optimizer is {recipe.optimizer!r} but must be 'adamw' or 'muon'")
+    if recipe.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        raise InputError(
+            f"optimizer is 'muon', which PyTorch {torch.__version__} does not have: "
+            "install version 2.9 or newer, or choose 'adamw'"
+        )
     if recipe.precision not in ("auto", "fp32", "bf16"):
         raise InputError(f"precision is {recipe.precision!r} but must be 'auto', 'fp32' or 'bf16'")
 
@@ -79,7 +87,8 @@ class Recipe:
     batch_size: int  # images per step
     base_lr: float  # learning rate for a batch of 256 (Eq. 2)
     min_lr_ratio: float = 0.0  # lowest over highest learning rate; Section 5 suggests 0.2
-    weight_decay: float = 0.05  # AdamW's weight decay, on matrices only
+    optimizer: Literal["adamw", "muon"] = "adamw"  # see `optimizers`
+    weight_decay: float = 0.05  # decoupled weight decay, on matrices only
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW's betas
     clip_grad: float | None = None  # largest norm of the gradient; no limit by default
     ema: float | None = None  # decay of the averaged weights, e.g. 0.999; none by default
@@ -120,11 +129,17 @@ class Recipe:
     def optimizers(
         self,
         groups: list[dict],  # parameter groups, see `decay_groups`
+        hidden: Collection[nn.Parameter] = (),  # matrices for Muon, see `hidden_matrices`
     ) -> list[Optimizer]:
-        "Return the optimizers: AdamW, as in the paper."
+        'Return AdamW, as in the paper, or with "muon" also Muon for the hidden matrices.'
         lr = scaled_lr(self.base_lr, self.batch_size)
-        copies = [dict(group) for group in groups]  # an optimizer adds to its groups
-        return [AdamW(copies, lr=lr, betas=self.betas, fused=True)]
+        if self.optimizer == "adamw":
+            hidden = ()
+        rest, matrices = split_groups(groups, hidden)
+        found: list[Optimizer] = [AdamW(rest, lr=lr, betas=self.betas, fused=True)]
+        if matrices:
+            found.append(torch.optim.Muon(matrices, lr=lr, adjust_lr_fn="match_rms_adamw"))
+        return found
 
     def hooks(self) -> tuple[Hook, ...]:
         "Return the hooks that the settings ask for."
@@ -134,6 +149,27 @@ class Recipe:
         if self.ema is not None:
             hooks.append(EMA(self.ema))
         return tuple(hooks)
+
+# %% ../nbs/22_training.ipynb #a1bf5380
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    "Return the trainable weight matrices of all transformer layers."
+    layers = [module for module in model.modules() if isinstance(module, TransformerLayer)]
+    matrices = [p for layer in layers for p in layer.parameters() if p.ndim == 2]
+    return [p for p in matrices if p.requires_grad]
+
+
+def split_groups(
+    groups: list[dict],  # parameter groups, see `decay_groups`
+    chosen: Collection[nn.Parameter],
+) -> tuple[list[dict], list[dict]]:  # groups of the other parameters, groups of the chosen ones
+    "Split each parameter group in two; leave out what is empty."
+    ids = {id(p) for p in chosen}
+    parts: tuple[list[dict], list[dict]] = ([], [])
+    for group in groups:
+        for part, is_chosen in zip(parts, (False, True)):
+            if params := [p for p in group["params"] if (id(p) in ids) == is_chosen]:
+                part.append(group | {"params": params})
+    return parts
 
 # %% ../nbs/22_training.ipynb #0d83be5a
 Transform = Callable[[Tensor], Tensor]
@@ -239,7 +275,7 @@ class Learner:
         self.model = self.ddp_model = task.model.to(device)
         compiled = recipe.compile and device.type != "cpu"
         self.loss_fn = compile_or_fall_back(task.loss_fn) if compiled else task.loss_fn
-        self.optimizers = recipe.optimizers(task.groups)
+        self.optimizers = recipe.optimizers(task.groups, hidden_matrices(task.model))
         peak, epochs = scaled_lr(recipe.base_lr, recipe.batch_size), recipe.epochs
         warmup, minimum = round(recipe.warmup_epochs * steps_per_epoch), peak * recipe.min_lr_ratio
         self.schedule = WarmupCosine(peak, warmup, epochs * steps_per_epoch, minimum)

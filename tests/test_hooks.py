@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from common import DATA
 from maevit_course.cli import main
@@ -26,7 +27,15 @@ HOOKS = {
     "ema": (PRETRAIN, {"ema": 0.9}),
     "mixup": (FINETUNE, {"mixup": 0.4}),
     "cutmix": (FINETUNE, {"cutmix": 1.0}),
-    "all": (FINETUNE, {"mixup": 0.4, "cutmix": 1.0, "ema": 0.9, "clip_grad": 0.5}),
+    "muon": (PRETRAIN, {"optimizer": "muon"}),
+    "patches": (FINETUNE, {"patch_dropout": 0.5, "patch_dropout_until": 0.5}),
+    "smoothing": (FINETUNE, {"label_smoothing": 0.1}),
+    "pool": (FINETUNE, {"model": replace(FINETUNE.model, pool="mean")}),
+    "all": (
+        FINETUNE,
+        {"mixup": 0.4, "cutmix": 1.0, "ema": 0.9, "clip_grad": 0.5}
+        | {"optimizer": "muon", "patch_dropout": 0.3, "label_smoothing": 0.1},
+    ),
 }
 
 
@@ -120,8 +129,10 @@ def test_frozen_layers_keep_their_weights_and_classes_count_the_same(data, tmp_p
         for name, tensor in tuned.encoder.state_dict().items()
     )
     unequal = ImageData(data[0].images[:40], torch.tensor([0] * 30 + [1] * 10), ("a", "b"))
-    loss_fn = recipe.task(unequal, start).loss_fn
-    torch.testing.assert_close(loss_fn.keywords["class_weights"], torch.tensor([2 / 3, 2.0]))
+    task, logits = recipe.task(unequal, start), torch.randn(40, 2)
+    loss = task.loss_fn(lambda images: logits, torch.empty(40), unequal.labels)["loss"]
+    each = F.cross_entropy(logits, unequal.labels, reduction="none")
+    torch.testing.assert_close(loss, (each[:30].mean() + each[30:].mean()) / 2)
 
 
 def test_pre_training_continues_from_weights(data, tmp_path):
