@@ -100,7 +100,7 @@ def main():
         "minutes": round(
             (last["seconds"] + (pretraining[-1]["seconds"] if weights else 0)) / 60, 1
         ),
-        "processor": record.environment.get("processor"),
+        "processor": record.environment["cpu"],
     }
     log = Path("results") / args.plan / "trials.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)
