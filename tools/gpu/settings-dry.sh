@@ -2,12 +2,12 @@
 
 DEVICE="cpu"
 SCALE="small"
-OPTIONS="--epochs 2 --finetune-epochs 2"
+OPTIONS="--epochs 4 --finetune-epochs 2"
 RECORDS="gpu/records"
 WORK="gpu/work"
 
 TRIALS="trial trial-norm trial-attention-dropout"
-RUNS="c10-100 c10-100-to-c10 c100 c100-to-c10"
+RUNS="c10 c10-to-c10 c100 c100-to-c10"
 
 BENCH="--recipe small --seconds 0.2 --batch-size 16"
 PEERS="--batch-size 4 --rounds 1 --steps 1"
