@@ -9,7 +9,9 @@ import pytest
 
 from notebooks import FIG_ALT, ROOT, find_notebooks, is_skipped
 
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tools/gpu/README.md")
+]
 LINK = re.compile(r'(?:\]\(|\b(?:src|href)=")([^)\s"]+)')
 # A term → spellings of it that the glossary does not use.
 TERMS = {

@@ -51,7 +51,9 @@ class Plan:
 
     pretrain: PretrainRecipe  # recipe of the main pre-training runs
     finetune: FinetuneRecipe  # recipe of the main fine-tuning runs
-    longer_epochs: tuple[int, ...]  # epochs of further pre-training runs on CIFAR-10
+    # epochs of further pre-training runs on CIFAR-10, and of the fine-tuning that follows each;
+    # None takes the epochs of `finetune`
+    longer_epochs: tuple[tuple[int, int | None], ...]
     trial_epochs: tuple[int, int]  # epochs of pre-training and of fine-tuning in the ablations
     labels: dict[str, int | None]  # fine-tuning labels per class, for each data set; None uses all
     # epochs of two more fine-tuning runs with all labels of CIFAR-10; None if `labels` uses all
@@ -62,14 +64,14 @@ PLANS = {
     "paper": Plan(
         PRETRAIN_RECIPES["paper"],
         FINETUNE_RECIPES["paper"],
-        longer_epochs=(400, 1600),
-        trial_epochs=(100, 50),
+        longer_epochs=((400, 100), (1600, None)),
+        trial_epochs=(30, 50),
         labels={"c10": None, "c100": None},
     ),
     "small": Plan(
         PRETRAIN_RECIPES["small-0.1"],
         FINETUNE_RECIPES["small-0.1"],
-        longer_epochs=(100,),
+        longer_epochs=((100, None),),
         trial_epochs=(5, 100),
         labels={"c10": 100, "c100": 10},
         all_label_epochs=20,
@@ -123,16 +125,16 @@ def list_runs(plan: Plan, names: tuple[str, ...] = ()) -> list[Experiment]:
     A pre-training run precedes those that start from it. Raises `InputError` for an unknown name.
     """
     c10, c100 = pretraining_run("c10", plan), pretraining_run("c100", plan)
-    longer = [pretraining_run("c10", plan, epochs) for epochs in plan.longer_epochs]
+    longer = [(pretraining_run("c10", plan, a), b) for a, b in plan.longer_epochs]
     runs = trial_runs(plan)
     for start in (c10, c100):
         runs += [start, finetuning_run(start, start.data, plan)]
         runs += [finetuning_run(None, start.data, plan)]
     runs += [finetuning_run(c10, "c100", plan), finetuning_run(c100, "c10", plan)]  # transfer
-    for start in longer:
-        runs += [start, finetuning_run(start, "c10", plan)]
+    for start, finetune_epochs in longer:
+        runs += [start, finetuning_run(start, "c10", plan, finetune_epochs)]
     if plan.all_label_epochs:
-        longest = max([c10, *longer], key=lambda run: run.recipe.epochs)
+        longest = max([c10, *(run for run, _ in longer)], key=lambda run: run.recipe.epochs)
         for first in (longest, None):
             runs += [finetuning_run(first, "c10", plan, plan.all_label_epochs, all_labels=True)]
     known = [run.name for run in runs]

@@ -1,0 +1,203 @@
+"""What happens at home: before the slots, before and after each call, and after a slot.
+
+    python tools/gpu/home.py prepare SETTINGS cifar10.npz cifar100.npz# once
+    python tools/gpu/home.py load SETTINGS --new                    # before the first call
+    python tools/gpu/home.py load SETTINGS                          # before each other call
+    python tools/gpu/home.py unload SETTINGS FOLDER                 # after each call
+    python tools/gpu/home.py records SETTINGS                       # after a slot
+
+`gpu/`, which Git ignores, holds `stock/` (the pieces that can travel), `in/` (the load of the next
+call) and `home/` (returned reports, records and weights, and the unfinished run's checkpoint).
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pieces
+import sheets
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+GPU = ROOT / "gpu"
+STOCK, LOAD, HOME, RECEIVED = GPU / "stock", GPU / "in", GPU / "home", GPU / "received.txt"
+SPARE_BYTES = 1 << 20  # for lists and the overhead of the transfer
+RECORD_FILES = ("config.json", "metrics.jsonl", "environment.json", "*.jpg", "summary.json")
+
+
+def read_settings(file: Path) -> dict[str, str]:
+    'Read the lines NAME="VALUE" of a settings file.'
+    words = (line.split("=", 1) for line in file.read_text().splitlines() if "=" in line)
+    return {
+        name: shlex.split(value, comments=True)[0] for name, value in words if name.isidentifier()
+    }
+
+
+def data_of(run: str) -> str:
+    "Return the name of the data set that a run needs."
+    return "cifar100" if run == "c100" or run.endswith("-to-c100") else "cifar10"
+
+
+def unfinished(settings: dict[str, str]) -> list[str]:
+    "List the runs that are still to be done, in order."
+    done = {path.parent.name for path in HOME.glob("runs/*/summary.json")}
+    failed = {path.parent.name for path in HOME.glob("runs/*/failed.txt")}
+    runs = [*settings["TRIALS"].split(), *settings["RUNS"].split()]
+    return [run for run in runs if run not in done and not {run, run.split("-to-")[0]} & failed]
+
+
+def git(*words: str) -> str:
+    "Return the output of a Git command in the project."
+    return subprocess.check_output(["git", *words], cwd=ROOT, text=True)
+
+
+def tree_bytes() -> int:
+    "Return the size of the files that travel with every call: those that Git does not ignore."
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    files = (ROOT / name for name in listed if name)
+    return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
+
+
+def stock(content: bytes, name: str, piece_bytes: int) -> None:
+    "Replace the pieces of a file in the stock."
+    for old in STOCK.glob(f"{name}.*"):
+        old.unlink()
+    made = pieces.split(content, name, STOCK, piece_bytes)
+    print(f"{name}: {len(made)} pieces, {len(content) / 2**20:.1f} MiB")
+
+
+def prepare(settings: dict[str, str], data: list[Path], wheels: Path | None) -> None:
+    "Put the wheels and the data sets into the stock, cut into pieces."
+    size = int(settings["CARRY_PIECE_BYTES"])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if wheels:
+            shutil.copytree(wheels, folder / "wheels")
+        else:
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            any_machine = "--only-binary=:all: --platform any --implementation py --abi none"
+            to = ["--dest", str(folder / "wheels")]
+            subprocess.run(
+                [*pip, *any_machine.split(), *to, *shlex.split(settings["WHEELS"])], check=True
+            )
+        found = sorted(path.name for path in (folder / "wheels").glob("*.whl"))
+        if impure := [wheel for wheel in found if not wheel.endswith("-none-any.whl")]:
+            sys.exit(f"{impure[0]} is not pure Python, so it cannot be unpacked anywhere")
+        stock(pieces.pack(folder, [f"wheels/{wheel}" for wheel in found]), "wheels.tar", size)
+        for file in data:
+            sheets.encode(file, folder / file.stem)
+            files = sorted(
+                path.relative_to(folder).as_posix() for path in (folder / file.stem).iterdir()
+            )
+            stock(pieces.pack(folder, files, compress=False), f"{file.stem}.tar", size)
+
+
+def stock_state(settings: dict[str, str]) -> None:
+    "Put logs, weights and the checkpoint that the remaining runs need into the stock."
+    starts = {run.split("-to-")[0] for run in unfinished(settings) if "-to-" in run}
+    files = []
+    for path in sorted(path for path in HOME.glob("runs/*/*") if path.is_file()):
+        if path.name != pieces.WEIGHTS or path.parent.name in starts:
+            files.append(path.relative_to(HOME).as_posix())
+    for old in STOCK.glob("state.tar.*"):
+        old.unlink()
+    if files:
+        stock(pieces.pack(HOME, files), "state.tar", int(settings["CARRY_PIECE_BYTES"]))
+
+
+def needed(settings: dict[str, str]) -> list[Path]:
+    "List the pieces that the machine needs now: wheels, state, and the data of the next run."
+    names = ["wheels", "state", *(data_of(run) for run in unfinished(settings)[:1])]
+    found = []
+    for name in names:
+        of_one = STOCK.glob(f"{name}.tar.*")
+        found += sorted(of_one, key=lambda path: int(path.name.split(".")[-1].split("-")[0]))
+    return found
+
+
+def load(settings: dict[str, str], new: bool) -> None:
+    "Fill `gpu/in` with as many of the missing pieces as the next call can carry."
+    if new:
+        RECEIVED.unlink(missing_ok=True)
+        stock_state(settings)
+    shutil.rmtree(LOAD, ignore_errors=True)
+    LOAD.mkdir(parents=True)
+    HOME.mkdir(exist_ok=True)
+    commit = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    if "dirty" in commit:
+        print("warning: there are changes without a commit, and the records will say so")
+    (LOAD / "commit.txt").write_text(commit)
+    (LOAD / "home.json").write_text(json.dumps(pieces.checksums(HOME)))
+    wanted, known = needed(settings), pieces.read_names(RECEIVED)
+    (LOAD / "pieces.txt").write_text("\n".join(path.name for path in wanted))
+    room = int(settings["IN_BYTES"]) - tree_bytes() - SPARE_BYTES
+    room, left = min(room, int(settings["CARRY_BYTES"])), 0
+    for path in (path for path in wanted if path.name not in known):
+        if left == 0 and path.stat().st_size <= room:
+            shutil.copy(path, LOAD)
+            room -= path.stat().st_size
+        else:
+            left += 1
+    carried = len(list(LOAD.glob("*-of-*")))
+    print(f"carry gpu/in: {carried} pieces, {left} left for further calls")
+    print(f"next run: {', '.join(unfinished(settings)[:1]) or 'none, all is done'}")
+
+
+def unload(folder: Path) -> None:
+    "Take in the files that a call has returned."
+    for pieces_of_one in pieces.complete_sets(folder):
+        pieces.unpack(pieces_of_one, HOME)
+    if (folder / "received.txt").exists():
+        RECEIVED.write_text((folder / "received.txt").read_text())
+    for summary in HOME.glob("runs/*/summary.json"):
+        (summary.parent / pieces.CHECKPOINT).unlink(missing_ok=True)
+    for run in sorted(path for path in HOME.glob("runs/*") if path.is_dir()):
+        files = {path.name for path in run.iterdir()}
+        state = "finished" if "summary.json" in files else "not finished"
+        for name in (pieces.WEIGHTS, pieces.CHECKPOINT):
+            state += f", with {name}" if name in files else ""
+        print(f"{run.name}: {'failed' if 'failed.txt' in files else state}")
+
+
+def keep_records(settings: dict[str, str]) -> None:
+    "Copy the records of finished runs to where the project keeps them."
+    for summary in sorted(HOME.glob("runs/*/summary.json")):
+        target = ROOT / settings["RECORDS"] / summary.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        for pattern in RECORD_FILES:
+            for file in summary.parent.glob(pattern):
+                shutil.copy(file, target)
+        print(f"{settings['RECORDS']}/{summary.parent.name}")
+
+
+def main() -> None:
+    "Read the command line and carry out a command."
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("prepare", "load", "unload", "records"):
+        commands.add_parser(name).add_argument("settings", type=Path)
+    choices = commands.choices
+    choices["prepare"].add_argument("data", nargs="*", type=Path, help="cifar10.npz, cifar100.npz")
+    choices["prepare"].add_argument("--wheels", type=Path, help="folder that already holds them")
+    choices["load"].add_argument("--new", action="store_true", help="the machine is a new one")
+    choices["unload"].add_argument("folder", type=Path, help="what the call has returned")
+    args = parser.parse_args()
+    settings = read_settings(args.settings)
+    if args.command == "prepare":
+        prepare(settings, args.data, args.wheels)
+    elif args.command == "load":
+        load(settings, args.new)
+    elif args.command == "unload":
+        unload(args.folder)
+    else:
+        keep_records(settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+# The dry run: the same chain with the small recipes and a few drawn images, on a CPU.
+
+DEVICE="cpu"
+SCALE="small"
+OPTIONS="--epochs 4 --finetune-epochs 2"
+RECORDS="gpu/records"
+WORK="gpu/work"
+
+TRIALS="trial trial-norm trial-attention-dropout"
+RUNS="c10 c10-to-c10 c100 c100-to-c10"
+
+BENCH="--recipe small --seconds 0.2 --batch-size 16"
+PEERS="--batch-size 4 --rounds 1 --steps 1"
+PROFILE="--recipe small --batch-size 16 --steps 2 --rows 5"
+
+CALL_SECONDS="570"
+RESERVE_SECONDS="0"
+
+# A checkpoint comes back in several pieces, and the data need several calls.
+PIECE_BYTES="4194304"
+OUT_BYTES="16777216"
+IN_BYTES="67108864"
+CARRY_BYTES="2097152"
+CARRY_PIECE_BYTES="262144"
+
+MACHINE="torch torchvision numpy einops matplotlib transformers safetensors tqdm pytest pillow"
+WHEELS="tyro docstring-parser typeguard typing-extensions fastprogress<1.1 filelock"

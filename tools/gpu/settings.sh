@@ -1,0 +1,32 @@
+# The runs at the paper's size, on a GPU. Each line is NAME="VALUE", for Bash and for Python.
+
+DEVICE="cuda"
+SCALE="paper"                # of `maevit reproduce`
+OPTIONS=""                   # more options of `maevit reproduce`
+RECORDS="results/paper"      # where home.py puts the records of finished runs
+WORK="gpu/work"              # on the machine; it keeps this folder between the calls of a slot
+
+# Runs, in this order.
+TRIALS="trial trial-norm trial-attention-dropout"
+RUNS="c10-400 c10-400-to-c10 c10-1600 c10-1600-to-c10 scratch-to-c10 c10 c10-to-c10 c100 c100-to-c100 scratch-to-c100 c10-to-c100 c100-to-c10"
+
+# Options of the measurements in 2_speed.sh.
+BENCH="--recipe paper --seconds 5"
+PEERS="--batch-size 1408 --rounds 9 --steps 20"
+PROFILE="--recipe paper --batch-size 1408 --steps 10 --rows 25"
+
+# Seconds: of a call, and of these for measuring, saving and packing after the training.
+CALL_SECONDS="570"
+RESERVE_SECONDS="60"
+
+# Bytes: of a returned file, of all of them, of everything that a call carries with the tree, of
+# the pieces among it, and of one of these.
+PIECE_BYTES="15728640"
+OUT_BYTES="65536000"
+IN_BYTES="67108864"
+CARRY_BYTES="67108864"
+CARRY_PIECE_BYTES="4194304"
+
+# What the machine has, and what it lacks and gets as wheels of pure Python.
+MACHINE="torch torchvision numpy einops matplotlib transformers safetensors tqdm pytest pillow"
+WHEELS="tyro docstring-parser typeguard typing-extensions fastprogress<1.1 filelock"
