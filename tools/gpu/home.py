@@ -25,7 +25,7 @@ import sheets
 ROOT = Path(__file__).resolve().parent.parent.parent
 GPU = ROOT / "gpu"
 STOCK, LOAD, HOME, RECEIVED = GPU / "stock", GPU / "in", GPU / "home", GPU / "received.txt"
-SPARE_BYTES = 1 << 20  # for lists and the overhead of the transfer
+SPARE_BYTES = 1 << 19  # for lists and the overhead of the transfer
 RECORD_FILES = ("config.json", "metrics.jsonl", "environment.json", "*.jpg", "summary.json")
 
 

@@ -25,7 +25,7 @@ PIECE_BYTES="15728640"
 OUT_BYTES="65536000"
 IN_BYTES="67108864"
 CARRY_BYTES="67108864"
-CARRY_PIECE_BYTES="4194304"
+CARRY_PIECE_BYTES="1048576"
 
 # What the machine has, and what it lacks and gets as wheels of pure Python.
 MACHINE="torch torchvision numpy einops matplotlib transformers safetensors tqdm pytest pillow"
