@@ -62,7 +62,7 @@ def calls_per_second(
 
     Takes at least three rounds, if they fit into five times `seconds`.
     """
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = torch.get_device_module(device).synchronize  # does nothing on a CPU
     work()
     wait()
     rates: list[float] = []
@@ -118,7 +118,7 @@ def benchmark(
     works = {"data": load, "step": compute, "training": train}
     # Heavy augmentation runs once per block, so we measure whole blocks. On a GPU, we must not
     # wait after each step.
-    repeats = batches.block if task.block_transform or device.type == "cuda" else 1
+    repeats = batches.block if task.block_transform or device.type != "cpu" else 1
     rates = {
         name: recipe.batch_size * calls_per_second(work, device, seconds, repeats)
         for name, work in works.items()

@@ -130,7 +130,7 @@ class Evaluate:
 
     weights: Path  # folder of a run, weights file or a name such as c10-small
     data: OmitArgPrefixes[DataOptions] = DataOptions()
-    device: str = "auto"  # "auto", "cpu", "cuda", …
+    device: str = "auto"  # "auto", "cpu", "cuda", "mps", …
     per_class: bool = False  # of a classifier: precision and recall of each class
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False  # print JSON
 
@@ -153,7 +153,7 @@ class Bench:
     phase: Literal["pretrain", "finetune"] = "pretrain"  # kind of training
     batch_size: int | None = None  # images per step; none: the recipe's on a GPU, 64 on a CPU
     seconds: float = 3.0  # shortest time for each measurement
-    device: str = "auto"  # "auto", "cpu", "cuda", …
+    device: str = "auto"  # "auto", "cpu", "cuda", "mps", …
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False  # print JSON
 
     def __call__(self) -> None:

@@ -8,6 +8,7 @@ __all__ = ['derive_seed', 'set_seed', 'World', 'InputError', 'pick_device', 'fin
 # %% ../nbs/60_core.ipynb #09285743
 import hashlib
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeVar
@@ -66,20 +67,34 @@ class World:
 class InputError(Exception):
     "Raised for invalid input from outside; the message states the value, the rule and a remedy."
 
+# %% ../nbs/60_core.ipynb #f5d29a17
+def best_device(world: World) -> str:
+    "Return the name of the device that is used by default; warn if an Apple GPU is left unused."
+    if torch.cuda.is_available():
+        return "cuda"
+    if not torch.backends.mps.is_available():
+        return "cpu"
+    if world.size == 1:
+        return "mps"
+    warnings.warn(
+        f"{world.size} processes cannot share an Apple GPU: using the CPU instead", stacklevel=3
+    )
+    return "cpu"
+
 # %% ../nbs/60_core.ipynb #b3b8a46b
 def pick_device(
-    device: torch.device | str = "auto",  # "auto": a CUDA GPU if present, else the CPU
+    device: torch.device | str = "auto",  # "auto": a CUDA or Apple GPU if present, else the CPU
     world: World | None = None,  # by default that of this process
 ) -> torch.device:
     """Choose the device to train on.
 
-    With "auto" or "cuda", each process that `torchrun` starts takes its own GPU.
-    Raises `InputError` if the device is unknown or absent.
+    With "auto" or "cuda", each process that `torchrun` starts takes its own GPU. An Apple GPU
+    ("mps") serves a single process. Raises `InputError` if the device is unknown or absent.
     """
     name, world = str(device), world or World.current()
     try:
         if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
+            name = best_device(world)
         if name == "cuda" and world.size > 1:
             here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
             if here > gpus:
@@ -90,11 +105,18 @@ def pick_device(
                 )
             name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         chosen = torch.device(name)
+        if chosen.type == "mps" and not torch.backends.mps.is_available():
+            raise RuntimeError("PyTorch finds no Apple GPU")
+        if chosen.type == "mps" and world.size > 1:
+            raise InputError(
+                f"{world.size} processes cannot share the device {name!r}: "
+                "start only one, or choose the device 'cpu'"
+            )
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"device {name!r} cannot be used here ({reason}); try 'auto', 'cpu' or 'cuda'"
+            f"device {name!r} cannot be used here ({reason}); try 'auto', 'cpu', 'cuda' or 'mps'"
         ) from None
     return chosen
 

@@ -55,13 +55,16 @@ class Hook:
 
 # %% ../nbs/25_hooks.ipynb #11934810
 class ClipGradients(Hook):
-    "Scale the gradient down to a largest norm."
+    "Scale the gradient down to a largest norm; leave one that has overflowed as it is."
 
     def __init__(self, largest: float):
         self.largest = largest
 
     def after_backward(self, learner: Any) -> None:
-        nn.utils.clip_grad_norm_(learner.model.parameters(), self.largest)
+        parameters = list(learner.model.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        finite_norm = norm.nan_to_num(nan=0.0, posinf=0.0)  # 0 leaves the gradient as it is
+        nn.utils.clip_grads_with_norm_(parameters, self.largest, finite_norm)
 
 # %% ../nbs/25_hooks.ipynb #edd894a9
 class EMA(Hook):

@@ -137,7 +137,7 @@ def configure_backend(device: torch.device) -> None:
             torch.cuda.set_device(device)
 
 # %% ../nbs/63_kernels.ipynb #74d9e212
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 # %% ../nbs/63_kernels.ipynb #f04dcd63
 def cpu_vendor() -> str:  # "AuthenticAMD", "GenuineIntel", …; empty if unknown
@@ -149,13 +149,19 @@ def cpu_vendor() -> str:  # "AuthenticAMD", "GenuineIntel", …; empty if unknow
     return platform.processor().rpartition(", ")[2]  # on Windows: "…, AuthenticAMD"
 
 
+def compute_capability(device: torch.device) -> tuple[int, int]:  # (0, 0) without CUDA
+    "Return the compute capability of a GPU, for example (7, 5) for a T4."
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Return whether bf16 is faster than float32.
 
-    That is so on a GPU that supports it, on a CPU with AMX, and on an AMD CPU with AVX512-BF16.
+    That is so on a GPU of compute capability 8.0 or higher, on a CPU with AMX, and on an AMD CPU
+    with AVX512-BF16.
     """
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cuda":  # PyTorch's `is_bf16_supported` is true for emulation as well
+        return compute_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
     if hasattr(torch.cpu, "get_capabilities"):  # absent before PyTorch 2.10
@@ -170,11 +176,17 @@ def has_fast_bf16(device: torch.device) -> bool:
 def resolve_precision(
     precision: Precision,  # as in a recipe
     device: torch.device,
-) -> Precision:  # "fp32" or "bf16"
-    'Replace "auto" by the precision that is faster on the device.'
+) -> Precision:  # "fp32", "bf16" or "fp16"
+    """Replace "auto" by the fastest precision of the device.
+
+    That is bf16 where `has_fast_bf16` is true, fp16 on other GPUs of compute capability 7.0 or
+    higher, and float32 elsewhere.
+    """
     if precision != "auto":
         return precision
-    return "bf16" if has_fast_bf16(device) else "fp32"
+    if has_fast_bf16(device):
+        return "bf16"
+    return "fp16" if compute_capability(device) >= (7, 0) else "fp32"
 
 # %% ../nbs/63_kernels.ipynb #d64e306f
 def autocast(
@@ -182,8 +194,18 @@ def autocast(
     precision: Precision,  # as in a recipe
 ) -> torch.autocast:
     "Return the context manager that sets the precision of a step."
-    bf16 = resolve_precision(precision, device) == "bf16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    resolved = resolve_precision(precision, device)
+    dtype = torch.float16 if resolved == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=resolved != "fp32")
+
+# %% ../nbs/63_kernels.ipynb #e2a70c59
+def gradient_scaler(
+    device: torch.device,
+    precision: Precision,  # as in a recipe
+) -> torch.amp.GradScaler:
+    "Return the scaler of the loss and its gradients, which is switched on for fp16 only."
+    fp16 = resolve_precision(precision, device) == "fp16"
+    return torch.amp.GradScaler(device.type, enabled=fp16)
 
 # %% ../nbs/63_kernels.ipynb #7833ef6f
 # (model, images, labels) → scalars by name, one of them "loss"
@@ -211,12 +233,31 @@ def compiles(loss_fn: LossFn, model: nn.Module, images: Tensor, labels: Tensor) 
     finally:
         model.zero_grad(set_to_none=True)
 
+# %% ../nbs/63_kernels.ipynb #6ae4d218
+def compile_options(device: torch.device) -> dict[str, Any] | None:
+    """Return the compiler's options for a device, or None where a step runs uncompiled.
+
+    Warns on an Apple GPU. Before compute capability 8.0, cuBLAS computes the matrix products.
+    """
+    if device.type == "mps":
+        warnings.warn(
+            "on an Apple GPU the step is not compiled; training goes on, more slowly", stacklevel=2
+        )
+    if device.type in ("cpu", "mps"):
+        return None
+    if device.type == "cuda" and compute_capability(device) < (8, 0):
+        return {"max_autotune": False, "max_autotune_gemm": False}
+    return {}
+
 # %% ../nbs/63_kernels.ipynb #b9f40cbf
-def compile_or_fall_back(loss_fn: LossFn) -> LossFn:
+def compile_or_fall_back(
+    loss_fn: LossFn,
+    options: dict[str, Any] | None = None,  # compiler options; PyTorch's defaults if None
+) -> LossFn:
     "Compile a loss function; if the compiler fails, warn and use the function uncompiled."
     # without a reset, the compiler would reach its limit of recompilations in a series of runs
     torch.compiler.reset()
-    fused = torch.compile(loss_fn, dynamic=False)
+    fused = torch.compile(loss_fn, dynamic=False, options=options)
     works: bool | None = None
 
     def call(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,10 @@ from maevit_course.kernels import (
     LossFn,
     Precision,
     autocast,
+    compile_options,
     compile_or_fall_back,
     configure_backend,
+    gradient_scaler,
     resolve_precision,
 )
 from .processes import connect
@@ -74,8 +76,10 @@ def check_recipe(recipe: "Recipe") -> None:
             f"optimizer is 'muon', which PyTorch {torch.__version__} does not have: "
             "install version 2.9 or newer, or choose 'adamw'"
         )
-    if recipe.precision not in ("auto", "fp32", "bf16"):
-        raise InputError(f"precision is {recipe.precision!r} but must be 'auto', 'fp32' or 'bf16'")
+    if recipe.precision not in get_args(Precision):
+        raise InputError(
+            f"precision is {recipe.precision!r} but must be 'auto', 'fp32', 'bf16' or 'fp16'"
+        )
 
 # %% ../nbs/22_training.ipynb #d8573e0d
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +98,8 @@ class Recipe:
     ema: float | None = None  # decay of the averaged weights, e.g. 0.999; none by default
     flip: bool = True  # mirror half of the images
     seed: int = 0  # seed for all random numbers
-    precision: Precision = "auto"  # "fp32", "bf16", or whichever is faster on the device
-    compile: bool = True  # fuse the step's operations with PyTorch's compiler; on a GPU only
+    precision: Precision = "auto"  # "fp32", "bf16", "fp16", or the fastest of the device
+    compile: bool = True  # fuse the step's operations with PyTorch's compiler; on a CUDA GPU only
 
     def __post_init__(self):
         check_recipe(self)
@@ -246,7 +250,7 @@ class RunOptions:
     "Options outside the recipe; on a given CPU, they do not change the result."
 
     resume: bool = False  # continue the run in the output folder, if there is one
-    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", …
+    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps", …
     checkpoint_minutes: float = 1.0  # minutes between checkpoints
     minutes: float | None = None  # training time limit in minutes; none by default
     progress: bool | None = None  # a bar instead of lines; by default in a terminal or notebook
@@ -273,8 +277,10 @@ class Learner:
     ):
         self.recipe, self.device, self.steps_per_epoch = recipe, device, steps_per_epoch
         self.model = self.ddp_model = task.model.to(device)
-        compiled = recipe.compile and device.type != "cpu"
-        self.loss_fn = compile_or_fall_back(task.loss_fn) if compiled else task.loss_fn
+        options = compile_options(device) if recipe.compile else None
+        compiled = options is not None
+        self.loss_fn = compile_or_fall_back(task.loss_fn, options) if compiled else task.loss_fn
+        self.scaler = gradient_scaler(device, recipe.precision)  # has an effect in fp16 only
         self.optimizers = recipe.optimizers(task.groups, hidden_matrices(task.model))
         peak, epochs = scaled_lr(recipe.base_lr, recipe.batch_size), recipe.epochs
         warmup, minimum = round(recipe.warmup_epochs * steps_per_epoch), peak * recipe.min_lr_ratio
@@ -309,12 +315,15 @@ class Learner:
             images, labels = hook.on_batch(images, labels)
         with autocast(self.device, self.recipe.precision):
             losses = self.loss_fn(self.ddp_model, images, labels)
-        losses["loss"].backward()
+        self.scaler.scale(losses["loss"]).backward()
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         for hook in self.hooks:
             hook.after_backward(self)
         for optimizer in self.optimizers:
-            optimizer.step()
+            self.scaler.step(optimizer)  # skipped if an fp16 gradient has overflowed
             optimizer.zero_grad(set_to_none=True)
+        self.scaler.update()
         for hook in self.hooks:
             hook.after_step(self)
         return {name: value.detach() for name, value in losses.items()}
@@ -332,7 +341,7 @@ class Learner:
         self.epoch, self.step, self.losses = self.epoch + 1, 0, {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        "Collect all tensors of the model, its optimizers and its hooks by name."
+        "Collect all tensors of the model, its optimizers, its hooks and its scaler by name."
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for k, optimizer in enumerate(self.optimizers):
             for i, values in optimizer.state_dict()["state"].items():
@@ -340,7 +349,8 @@ class Learner:
                 tensors |= {f"{prefix}.{name}": value for name, value in values.items()}
         for k, hook in enumerate(self.hooks):
             tensors |= {f"hook{k}.{name}": value for name, value in hook.state_dict().items()}
-        return tensors
+        scaler = self.scaler.state_dict()  # empty except in fp16
+        return tensors | {f"scaler.{name}": torch.tensor(value) for name, value in scaler.items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         "Load the result of `state_dict`."
@@ -358,6 +368,9 @@ class Learner:
             optimizer.load_state_dict({"state": state, "param_groups": groups})
         for k, hook in enumerate(self.hooks):
             hook.load_state_dict(parts.get(f"hook{k}", {}))
+        if "scaler" in parts:
+            scaler = {name: value.item() for name, value in parts["scaler"].items()}
+            self.scaler.load_state_dict(scaler)
 
 # %% ../nbs/22_training.ipynb #428288fb
 class Checkpoints:
@@ -388,10 +401,16 @@ class Checkpoints:
         return losses
 
     def save(self) -> None:
-        "Write a checkpoint. Raises `DivergedError` if a loss or a weight is not finite."
+        """Write a checkpoint.
+
+        Raises `DivergedError` if a loss or a weight is not finite, or if so many fp16 steps have
+        been skipped that their scale is 0.
+        """
         learner, losses = self.learner, self.losses()
         if not all(p.isfinite().all() for p in learner.model.parameters()):
             raise self.diverged("model", max(0, learner.step - 1))
+        if learner.scaler.get_scale() == 0:
+            raise self.diverged("gradient", max(0, learner.step - 1))
         tensors = learner.state_dict() | {f"losses.{name}": v for name, v in losses.items()}
         about = {"epoch": learner.epoch, "step": learner.step, "seconds": self.seconds}
         self.run.save(tensors, about)
@@ -477,7 +496,8 @@ class Trainer:
         """Train until the recipe's last epoch, from the newest checkpoint on.
 
         Raises `RunStopped` after a requested stop, `DivergedError` for a loss or a weight that is
-        not finite, and `InputError` for too little memory. All processes return together.
+        not finite or an fp16 scale of 0, and `InputError` for too little memory. All processes
+        return together.
         """
         learner, recipe, options = self.learner, self.recipe, self.options
         with (
@@ -509,8 +529,7 @@ class Trainer:
             self.progress.step(learner.global_step)
             if learner.step < len(self.batches):  # `end_epoch` saves after the last step
                 self.save_if_due()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        torch.get_device_module(self.device).synchronize()
         return (learner.step - first) * self.recipe.batch_size / (time.monotonic() - began)
 
     def end_epoch(self, images_per_s: float, evaluate: Evaluate | None = None) -> None:
@@ -520,6 +539,8 @@ class Trainer:
         losses = self.checkpoints.losses()
         means = {name: values.mean().item() for name, values in losses.items()}
         record = {"epoch": epoch, **means, "lr": lr, "images_per_s": images_per_s}
+        if learner.scaler.is_enabled():
+            record["loss_scale"] = learner.scaler.get_scale()
         record |= evaluate(learner.result, epoch) if evaluate else {}
         for hook in learner.hooks:
             hook.after_epoch(learner, record)

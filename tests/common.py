@@ -31,6 +31,10 @@ def _few_shapes():
 DATA = ["--data", _few_shapes()]
 QUICK = [*DATA, "--recipe", "small", "--precision", "fp32"]
 EPOCHS = 6
+#: A recipe in fp16, which is slow on a CPU: 4 steps per epoch of a tiny model.
+SIZES = "--image-size 12 --patch-size 3 --width 24 --depth 1 --heads 3".split()
+SIZES += "--decoder-width 24 --decoder-depth 1 --decoder-heads 3".split()
+FP16 = [*DATA, "--limit", "60", "--batch-size", "15", *SIZES, "--precision", "fp16"]
 #: For processes that must end with the same bits, or share a machine with one GPU or none.
 ON_CPU = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 #: No child process may take longer; a busy machine needs a small part of it.

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from common import DATA, QUICK
+from common import DATA, FP16, QUICK
 from maevit_course.cli import main
 from maevit_course.data import load_data
 from maevit_course.models import load_model
@@ -56,6 +56,21 @@ def test_finetune_evaluate_and_report(pretrained, tmp_path, capsys):
     for run in (out, tmp_path / "scratch", pretrained):
         page = (run / "report.html").read_text()
         assert page.count("<img") == 2 and 'src="http' not in page
+
+
+def test_from_pre_training_to_evaluation_in_fp16(tmp_path, capsys):
+    mae, out = tmp_path / "mae", tmp_path / "classifier"
+    words = [*FP16, "--epochs", "2", "--warmup-epochs", "0"]
+    assert main(["pretrain", *words, "--out", str(mae)]) == 0
+    assert main(["finetune", *words, "--weights", str(mae), "--out", str(out)]) == 0
+    for run in (mae, out):
+        assert json.loads((run / "config.json").read_text())["recipe"]["precision"] == "fp16"
+        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+        assert last["loss_scale"] >= 2**12 and (run / "report.html").exists()
+    capsys.readouterr()
+    assert main(["evaluate", *DATA, "--weights", str(out), "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)["accuracy"]  # in float32
+    assert measured == pytest.approx(last["test_accuracy"], abs=0.02)
 
 
 def test_bench_prints_numbers(capsys):

@@ -6,17 +6,19 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from unittest import mock
 
 import pytest
 import torch
 
-from common import EPOCHS, ON_CPU, QUICK, SECONDS, digest, log, losses, maevit, run, wait_for
+from common import EPOCHS, FP16, ON_CPU, QUICK, SECONDS, digest, log, losses, maevit, run, wait_for
 from maevit_course.cli import main
 from maevit_course.data import load_data
 from maevit_course.reports import report
 from maevit_course.runs import RunRecord
+from maevit_course.weights import from_bytes
 
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 
@@ -187,6 +189,50 @@ def test_a_mistake_does_not_use_up_the_folder(tmp_path, monkeypatch):
         patch.setattr("maevit_course.pretraining.reconstruction_loss", too_large)
         assert main(words) == 2
     assert main(words) == 0
+
+
+#: `maevit`, with a loss scale that makes the first fp16 steps overflow; it kills itself after the
+#: n-th step of the process, n being the environment's KILL_AT.
+OVERFLOW = """
+import os, signal, sys, torch
+
+class Scaler(torch.amp.GradScaler):
+    steps = 0
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, init_scale=2.0**24, **settings)
+
+    def update(self):
+        super().update()
+        self.steps += 1
+        if self.steps == int(os.environ["KILL_AT"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+torch.amp.GradScaler = Scaler
+from maevit_course.cli import main
+sys.exit(main())
+"""
+
+
+def test_killed_among_steps_that_overflow(tmp_path):
+    "Of 16 steps in fp16 the first ones are skipped; after the kills there are fewer checkpoints."
+
+    def train(out, kill_at=0):
+        words = ["pretrain", *FP16, "--epochs", 4, "--warmup-epochs", 0, "--out", out, "--resume"]
+        words = [sys.executable, "-c", OVERFLOW, *map(str, words), "--checkpoint-minutes", "0"]
+        environment = ON_CPU | {"KILL_AT": str(kill_at)}
+        done = subprocess.run(words, env=environment, timeout=SECONDS, stdout=subprocess.DEVNULL)
+        return done.returncode
+
+    assert train(tmp_path / "whole") == 0
+    assert [train(tmp_path / "parts", n) for n in (3, 2)] == [-signal.SIGKILL] * 2
+    tensors, about = from_bytes((tmp_path / "parts" / CHECKPOINT).read_bytes())
+    assert about["step"] == 3 and tensors["scaler.scale"] == 2.0**21  # 2 + 1 steps are saved
+    assert train(tmp_path / "parts") == 0
+    assert same(tmp_path / "parts", tmp_path / "whole")
+    scales = [line["loss_scale"] for line in log(tmp_path / "whole")]
+    assert scales[0] == 2.0**20 and scales[-1] < scales[0]
+    assert losses(tmp_path / "whole")[-1] < losses(tmp_path / "whole")[0]
 
 
 def test_divergence_names_step_and_learning_rate(tmp_path, capsys):

@@ -152,7 +152,9 @@ def test_autoaugment_draws_and_does_the_same():
 @on_a_gpu
 @COMPILED
 @RECIPES
-def test_steps_within_a_block_never_wait_for_the_gpu(recipe, request):
+@pytest.mark.parametrize("precision", ["auto", "fp16"])
+def test_steps_within_a_block_never_wait_for_the_gpu(recipe, precision, request):
+    recipe = replace(recipe, precision=precision)
     data = noise(Batches.block * recipe.batch_size, GPU)
     step, block = (
         recipe_step(recipe, GPU),
@@ -195,12 +197,14 @@ def test_a_resumed_run_goes_on_as_an_undisturbed_one(tmp_path):
 
 @on_a_gpu
 @COMPILED
-def test_from_pre_training_to_evaluation_in_bf16(tmp_path, capsys):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_from_pre_training_to_evaluation_in_16_bits(precision, tmp_path, capsys):
     mae, out = tmp_path / "mae", tmp_path / "classifier"
     words = [*DATA, "--recipe", "small", "--epochs", "3", "--device", "cuda"]
+    words += ["--precision", precision]
     assert main(["pretrain", *words, "--out", str(mae)]) == 0
     assert main(["finetune", *words, "--weights", str(mae), "--out", str(out)]) == 0
-    assert json.loads((out / "config.json").read_text())["recipe"]["precision"] == "bf16"
+    assert json.loads((out / "config.json").read_text())["recipe"]["precision"] == precision
     logged = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["test_accuracy"]
     for device in ("cuda", "cpu"):
         capsys.readouterr()

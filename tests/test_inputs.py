@@ -236,6 +236,7 @@ SETTINGS = {
     "pretrain --recipe small --dropout 1.5": "dropout is 1.5",
     "pretrain --recipe small --width 0": "width is 0",
     "pretrain --recipe small --device gpu": "'gpu'",
+    "pretrain --recipe small --device cuda:99": "'cuda:99'",
     "pretrain --recipe small --minutes -1": "minutes is -1.0",
     "pretrain --recipe small --checkpoint-minutes -1": "checkpoint_minutes is -1.0",
     "pretrain --recipe small --limit 0": "limit (0)",
