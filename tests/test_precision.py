@@ -207,7 +207,7 @@ def test_gradients_are_clipped_after_they_are_unscaled(shapes):
 class TwoOptimizers(PretrainRecipe):
     "One optimizer that is told of an overflow, and one that the scaler must not call."
 
-    def optimizers(self, groups):
+    def optimizers(self, groups, hidden=()):
         first, *others = [dict(group) for group in groups]
         return [AdamW([first], lr=0.1, fused=True), SGD(others, lr=0.1)]
 
