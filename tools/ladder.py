@@ -68,7 +68,8 @@ def main():
 
     base, tuned = PRETRAIN_RECIPES["small-0.1"], FINETUNE_RECIPES["small-0.1"]
     model = replace(base.model, **settings(args.model))
-    first = replace(base, model=model, seed=args.seed, **settings(args.pretrain))
+    whole = replace(model, pool="dummy")  # pre-training does not pool
+    first = replace(base, model=whole, seed=args.seed, **settings(args.pretrain))
     second = replace(
         tuned, model=model, seed=args.seed, **({"test_every": 5} | settings(args.finetune))
     )
