@@ -12,6 +12,7 @@ import json
 import sys
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -40,14 +41,16 @@ Preset = Literal["paper", "small", "small-0.1"]
 class DataOptions:
     "The data set and how much of it to use."
 
-    # "shapes" (drawn, no download), "cifar10", "cifar100", an image folder (train/<class>/*,
-    # test/<class>/*) or an .npz file
+    # "shapes" (drawn, no download), "cifar10", "cifar100", a folder of images (train/<class>/* with
+    # test/<class>/* or val/<class>/*; <class>/*; or any without labels), a CSV file with the
+    # columns path and label, an .npz file, or a Hugging Face data set saved on disk
     data: str = "shapes"
-    size: int | None = None  # scale the images of a folder to this side, in pixels
+    size: int | None = None  # scale image files to this side, in pixels
+    fit: Literal["crop", "pad"] = "crop"  # images that are not square: crop the middle, or pad
     limit: int | None = None  # number of training images to use; all by default
 
     def load(self) -> tuple[ImageData, ImageData]:
-        return load_data(self.data, size=self.size, limit=self.limit)
+        return load_data(self.data, size=self.size, limit=self.limit, fit=self.fit)
 
 # %% ../nbs/70_cli.ipynb #6e336602
 def finish(out: Path, test: ImageData, device: str) -> None:
@@ -163,6 +166,8 @@ class Bench:
         if batch_size is None:
             batch_size = 64 if device.type == "cpu" else recipe.batch_size
         train, _ = self.data.load()
+        if self.phase == "finetune":
+            train.require_labels()
         rates = benchmark(train, replace(recipe, batch_size=batch_size), device, self.seconds)
         if not self.as_json:
             print(
@@ -291,15 +296,17 @@ def find_data(
     seed: int,  # seed of the recipe, which chose few labels
 ) -> tuple[ImageData, ImageData]:  # training and test images
     "Load the data that a run was trained on. Raises `InputError` if they cannot be found."
-    name, size, n = source or wanted["name"], wanted["size"], wanted["images"]
-    folder = Path(name).is_dir()
+    name, n = source or wanted["name"], wanted["images"]
+    files = Path(name).is_dir() or Path(name).suffix == ".csv"
+    load = partial(load_data, name, size=wanted["size"] if files else None)
+    load = partial(load, fit=wanted.get("fit", "crop"))
     try:
-        train, test = load_data(name, size=size if folder else None)
+        train, test = load()
     except InputError as error:
         raise error if source else InputError(f"{error}; or name the data with --data") from None
     choices = [lambda: train]
     if n != len(train):
-        choices.append(lambda: load_data(name, size=size if folder else None, limit=n)[0])
+        choices.append(lambda: load(limit=n)[0])
         choices.append(lambda: train.few_labels(n // len(train.classes), seed))
     for choice in choices:
         with contextlib.suppress(InputError):
