@@ -1,10 +1,11 @@
-"""Images of one's own: read with little memory, and only once."""
+"""Images of one's own: read with little memory, only once, and looked at before training."""
 
 import json
 import os
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
@@ -19,6 +20,8 @@ from maevit_course.cli import main
 from maevit_course.core import InputError
 from maevit_course.data import load_data, read_image
 from maevit_course.folders import cache_folder, find_images, read_pixels
+from maevit_course.inspection import inspect_source, patch_for, size_advice
+from maevit_course.models import ModelConfig
 from maevit_course.weights import read_weights
 
 SMALL = ["--recipe", "small", "--epochs", "1", "--batch-size", "4", "--precision", "fp32"]
@@ -254,6 +257,59 @@ def test_a_table_trains_a_classifier(tmp_path):
     assert main([*again, "--data", str(folder / "labels.csv")]) == 0
     weights = [read_weights(out)[0] for out in (run, tmp_path / "again")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_inspection_describes_data_runs_and_weights(tmp_path, pretrained, capsys):
+    for name, n in (("cat", 30), ("dog", 5)):
+        write_images(tmp_path / "my photos" / name, n, size=(40, 20))
+    (tmp_path / "my photos/notes.txt").write_text("")
+    words = ["inspect", str(tmp_path / "my photos"), "--recipe", "small", "--device", "cpu"]
+    assert main(words) == 0
+    done = capsys.readouterr()
+    for text in ("28 for training, 7 for testing", "40×20 (35)", "cat (30), dog (5)", "64 patches"):
+        assert text in done.out
+    for advice in ("--fit pad", "--batch-size 8", "--class-weights"):
+        assert advice in done.out
+    assert f"--data '{tmp_path / 'my photos'}'" in done.out
+    assert done.err.count("skipped 1 file") == 1
+
+    assert main(["inspect", str(pretrained)]) == 0
+    text = capsys.readouterr().out
+    assert "a masked autoencoder with 610,112 parameters" in text and "6 of 6 epochs" in text
+    assert "640 images of 32×32 pixels from toys" in text and f"--weights {pretrained}" in text
+    (tmp_path / "half").mkdir()
+    config = (pretrained / "config.json").read_text()
+    (tmp_path / "half/config.json").write_text(config)
+    assert "an unfinished run of pretrain" in inspect_source(tmp_path / "half")
+    assert "0 of 6 epochs" in inspect_source(tmp_path / "half")
+    assert "10: airplane" in inspect_source("c10-small-classifier")
+    for bad, said in ((config[:-9], "cannot be read"), ("[]", "cannot be read")):
+        (tmp_path / "half/config.json").write_text(bad)
+        assert main(["inspect", str(tmp_path / "half")]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_the_advised_patch_size_fits():
+    for side in range(1, 200):
+        config = ModelConfig(image_size=side, patch_size=patch_for(side))
+        others = [side // p for p in range(1, side + 1) if side % p == 0]
+        assert all(abs(n - 12) >= abs(config.n_patches**0.5 - 12) for n in others)
+
+
+def test_advice_on_sizes_depends_on_the_files():
+    paper = ModelConfig()
+
+    def advice(*sizes, side=64, fit="crop"):
+        return " ".join(size_advice(Counter(sizes), side, paper, fit))
+
+    assert advice((36, 36), (36, 36), side=36) == ""
+    assert "--size 28" in advice((28, 28)) and "--image-size" not in advice((28, 28))
+    assert "--image-size 20 --patch-size 2" in advice((20, 20), side=20)
+    assert "--size 96 --image-size 96 --patch-size 8" in advice((640, 480))
+    assert "--fit pad" in advice((640, 480)) and "--fit pad" not in advice((640, 480), fit="pad")
+    assert "--image-size 128" in advice((500, 500), side=128)
 
 
 def test_the_pixels_do_not_depend_on_the_cache(photos):
