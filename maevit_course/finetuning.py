@@ -213,7 +213,8 @@ def score(
 
 # %% ../nbs/24_finetuning.ipynb #24d46c9b
 def check_labels(train: ImageData, test: ImageData) -> None:
-    "Raise `InputError` if there is only one class, or a class to be tested but not to be learned."
+    "Raise `InputError` if there are no two classes, or a class to be tested but not to be learned."
+    train.require_labels()
     if len(train.classes) < 2:
         raise InputError(
             f"{train.name!r} has only one class ({train.classes[0]!r}); "

@@ -240,6 +240,7 @@ class Classifier(SavedModel):
 
     def require_classes(self, data: ImageData) -> None:
         "Raise `InputError` if the classes of the data set differ from those of the classifier."
+        data.require_labels()
         if self.classes != data.classes:
             raise InputError(
                 f"the classifier was trained on the classes {', '.join(self.classes[:3])}, …, "
