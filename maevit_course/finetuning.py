@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .augmentation import AutoAugmentBatch, RandomResizedCropFlip
+from .cards import write_card
 from .core import InputError, World, pick_device, set_seed
 from .data import ImageData
 from .hooks import Hook, Mix, PatchDropout
@@ -269,4 +270,6 @@ def finetune(
         classifier: Any = Trainer(
             recipe.task(train, start, world), recipe, train, run, options
         ).fit(evaluate, finish)
+        if world.leads:
+            write_card(run.out)
     return classifier
