@@ -323,7 +323,7 @@ def attention_weights(
 
 
 class InferenceGraph(nn.Module):
-    "What an ONNX file computes: bytes in, logits or embeddings out, and maybe attention weights."
+    "The graph of an ONNX file: from bytes to logits or embeddings, and perhaps attention weights."
 
     def __init__(self, model: MAE | Classifier, attentions: bool = False):
         super().__init__()

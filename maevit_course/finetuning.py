@@ -70,6 +70,31 @@ def balanced_class_weights(
     counts = (labels[:, None] == classes).sum(0)  # (n_classes,)
     return len(labels) / (n_classes * counts.clamp(min=1))
 
+# %% ../nbs/24_finetuning.ipynb #26aa0560
+def check_finetune_recipe(recipe: "FinetuneRecipe") -> None:
+    "Raise `InputError` if one of the values that only fine-tuning has makes no sense."
+    if not 0 < recipe.layer_decay <= 1:
+        raise InputError(f"layer_decay is {recipe.layer_decay} but must be above 0 and at most 1")
+    for name in ("freeze", "test_every"):
+        if not isinstance(getattr(recipe, name), int):
+            raise InputError(f"{name} is {getattr(recipe, name)!r} but must be an integer")
+    if recipe.freeze < -1:
+        raise InputError(f"freeze is {recipe.freeze} but must be at least -1")
+    for name in ("mixup", "cutmix"):
+        if not 0 <= getattr(recipe, name) < float("inf"):
+            raise InputError(f"{name} is {getattr(recipe, name)} but must not be negative")
+    for name in ("label_smoothing", "patch_dropout"):
+        if not 0 <= getattr(recipe, name) < 1:
+            raise InputError(
+                f"{name} is {getattr(recipe, name)} but must be at least 0 and less than 1"
+            )
+    if not 0 <= recipe.patch_dropout_until <= 1:
+        raise InputError(
+            f"patch_dropout_until is {recipe.patch_dropout_until} but must be between 0 and 1"
+        )
+    if recipe.test_every < 1:
+        raise InputError(f"test_every is {recipe.test_every} but must be at least 1")
+
 # %% ../nbs/24_finetuning.ipynb #222b229a
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe(Recipe):
@@ -96,27 +121,7 @@ class FinetuneRecipe(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.layer_decay <= 1:
-            raise InputError(f"layer_decay is {self.layer_decay} but must be above 0 and at most 1")
-        for name in ("freeze", "test_every"):
-            if not isinstance(getattr(self, name), int):
-                raise InputError(f"{name} is {getattr(self, name)!r} but must be an integer")
-        if self.freeze < -1:
-            raise InputError(f"freeze is {self.freeze} but must be at least -1")
-        for name in ("mixup", "cutmix"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)} but must not be negative")
-        for name in ("label_smoothing", "patch_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(
-                    f"{name} is {getattr(self, name)} but must be at least 0 and less than 1"
-                )
-        if not 0 <= self.patch_dropout_until <= 1:
-            raise InputError(
-                f"patch_dropout_until is {self.patch_dropout_until} but must be between 0 and 1"
-            )
-        if self.test_every < 1:
-            raise InputError(f"test_every is {self.test_every} but must be at least 1")
+        check_finetune_recipe(self)
         self.crop()  # raises `InputError` for an invalid scale
 
     def crop(self, world: World = World()) -> RandomResizedCropFlip:

@@ -159,7 +159,7 @@ def check_out(out: Path, kinds: tuple[str, ...]) -> None:
 def embed_files(
     model: MAE | Classifier,
     paths: Iterable[str | Path],  # image files, and folders with images
-    pool: Literal["mean", "dummy", "patches"] = "mean",  # what stands for an image
+    pool: Literal["mean", "dummy", "patches"] = "mean",  # which output represents an image
     progress: bool | None = None,  # a bar or not; by default in a terminal or notebook
 ) -> tuple[list[Path], Tensor]:  # files, and float32 (n, D) on the CPU; with "patches" (n, N, D)
     """Embed image files with all patches visible; leave out unreadable ones with a warning.

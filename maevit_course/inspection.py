@@ -122,7 +122,7 @@ def size_advice(
         )
     return found
 
-
+# %% ../nbs/74_inspection.ipynb #099063a8
 def data_advice(data: ImageData, recipe: PretrainRecipe) -> list[str]:
     "Return advice that follows from the number of images and the classes."
     found, n = [], len(data)
@@ -235,15 +235,18 @@ def describe_training(
 # %% ../nbs/74_inspection.ipynb #780bfec1
 def usage(model: Any, source: str) -> list[tuple[str, str]]:  # name and text of each line
     "Say how to use a trained model."
-    given = f"--weights {shlex.quote(source)} --data DATA"
+    name = shlex.quote(source)
+    given = f"--weights {name} --data DATA"
     if isinstance(model, Classifier):
         return [
-            ("use it", f"maevit evaluate {given}"),
+            ("use it", f"maevit predict --weights {name} PHOTOS"),
+            ("", f"maevit evaluate {given}"),
             ("in Python", f'Classifier.from_pretrained("{source}").predict(["photo.jpg"])'),
         ]
     return [
         ("use it", f"maevit finetune {given}"),
         ("", f"maevit evaluate {given}"),
+        ("", f"maevit embed --weights {name} PHOTOS --out embeddings.npz"),
         ("in Python", f'MAE.from_pretrained("{source}").encoder'),
     ]
 
