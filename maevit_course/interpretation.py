@@ -209,10 +209,14 @@ def cka(
         )
     x, y = (features.detach().cpu().double() for features in (x, y))
     x, y = x - x.mean(0), y - y.mean(0)
-    lengths = (x.T @ x).norm() * (y.T @ y).norm()
+    if len(x) < max(x.shape[1], y.shape[1]):  # N × N similarities take less memory
+        in_x, in_y = x @ x.T, y @ y.T
+        shared, lengths = (in_x * in_y).sum(), in_x.norm() * in_y.norm()
+    else:
+        shared, lengths = (x.T @ y).square().sum(), (x.T @ x).norm() * (y.T @ y).norm()
     if lengths == 0:
         raise InputError(f"all {len(x)} examples of a set are equal: give examples that differ")
-    return ((x.T @ y).square().sum() / lengths).item()
+    return (shared / lengths).item()
 
 # %% ../nbs/31_interpretation.ipynb #b8cb1a72
 @torch.no_grad()
