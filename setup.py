@@ -37,6 +37,9 @@ setup(
     cmdclass={"build_py": WithResults},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={
+        "dev": cfg["dev_requirements"].split(),
+        "export": cfg["export_requirements"].split(),
+    },
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )

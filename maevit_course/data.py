@@ -6,13 +6,13 @@
 __all__ = ['Images', 'to_float', 'ImageData', 'normalize', 'denormalize', 'preprocess', 'load_data']
 
 # %% ../nbs/62_data.ipynb #167ba481
-import contextlib
+import importlib
 import warnings
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from .core import InputError, derive_seed, fingerprint
+from .folders import Fit, ImageFiles, find_images, read_csv, read_pixels
 from .shapes import SHAPE_CLASSES, make_shapes
 
 # %% ../nbs/62_data.ipynb #e2079aba
@@ -58,9 +59,10 @@ def check_data(images: Tensor, labels: Tensor, n_classes: int) -> None:
             f"there must be one label for each image: {len(images)} images, "
             f"labels of shape {tuple(labels.shape)}"
         )
-    if labels.min() < 0 or labels.max() >= n_classes:
+    largest = max(n_classes - 1, 0)  # without classes, all labels are 0
+    if labels.min() < 0 or labels.max() > largest:
         raise InputError(
-            f"labels must lie between 0 and {n_classes - 1}, "
+            f"labels must lie between 0 and {largest}, "
             f"but range from {labels.min()} to {labels.max()}"
         )
 
@@ -88,43 +90,50 @@ def balanced_indices(
 # %% ../nbs/62_data.ipynb #d2089140
 def held_out(
     labels: Tensor,  # (N,) int64
-    classes: Sequence[str],
     fraction: float,  # between 0 and 1
     seed: int,
 ) -> Tensor:  # (N,) bool, on the device of the labels
-    "Mark the same fraction of each class at random; see `ImageData.split`."
+    "Mark the same fraction of each class at random, but never the only image of a class."
     if not 0 < fraction < 1:
         raise InputError(f"fraction is {fraction} but must be between 0 and 1")
     generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
     order = torch.randperm(len(labels), generator=generator)
     shuffled, held = labels.cpu()[order], torch.zeros(len(labels), dtype=torch.bool)
-    for c, name in enumerate(classes):
+    for c in shuffled.unique():
         members = order[shuffled == c]
-        if len(members) == 1:
-            raise InputError(f"class {name!r} has only one image: splitting needs two")
-        n = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        held[members[: max(n, 0)]] = True
+        held[members[: min(max(round(fraction * len(members)), 1), len(members) - 1)]] = True
     return held.to(labels.device)
 
 
 def read_pairs(
     dataset: Dataset,  # as in `ImageData.from_dataset`
     size: int | None,
-) -> tuple[Tensor, Tensor]:  # images (N, 3, S, S) uint8, labels (N,) int64
+    fit: Fit,
+) -> tuple[Tensor, Tensor, bool]:  # images (N, 3, S, S) uint8, labels (N,) int64, if there are any
     "Read all images and labels of a PyTorch data set; see `ImageData.from_dataset`."
-    images, labels = [], []
-    for i in range(len(dataset)):  # type: ignore[arg-type]
+    try:
+        n = len(dataset)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"the data set {dataset!r:.50} has no length: give one that has") from None
+    if not n:
+        raise InputError(f"the data set {dataset!r:.50} has no items")
+    labels = torch.zeros(n, dtype=torch.int64)
+    images, labelled = torch.empty(0), True
+    for i in range(n):
         item = dataset[i]
+        if i == 0:
+            labelled = not isinstance(item, (Tensor, Image.Image))
         try:
-            image, label = item
-            labels.append(int(label))
+            image, label = item if labelled else (item, 0)
+            labels[i] = int(label)
         except (TypeError, ValueError):
             raise InputError(f"item {i} of the data set is not an image and a label") from None
-        images.append(to_pixels(image, size))
-        size = size or images[0].shape[-1]
-    if not images:
-        raise InputError(f"the data set {dataset!r:.50} has no items")
-    return torch.stack(images), torch.tensor(labels)
+        pixels = to_pixels(image, size, fit)
+        if i == 0:
+            size = pixels.shape[-1]
+            images = torch.empty(n, *pixels.shape, dtype=torch.uint8)
+        images[i] = pixels
+    return images, labels, labelled
 
 # %% ../nbs/62_data.ipynb #d69e2f97
 @dataclass(frozen=True, eq=False)
@@ -136,8 +145,10 @@ class ImageData:
 
     images: Tensor  # (N, 3, S, S) uint8
     labels: Tensor  # (N,) int64, from 0 to the number of classes - 1
-    classes: tuple[str, ...]  # names of the classes
+    classes: tuple[str, ...]  # names of the classes; none: there are no labels, and all are 0
     name: str = "unnamed"  # name of the source
+    # how the images were prepared, if "fit" is not "crop" or some are "held_out" for testing
+    prepared: dict = field(default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -172,6 +183,14 @@ class ImageData:
         generator = torch.Generator().manual_seed(derive_seed(seed, "sample"))
         return self[torch.randperm(len(self), generator=generator)[:n].to(self.images.device)]
 
+    def require_labels(self) -> None:
+        "Raise `InputError` if the images have no labels."
+        if not self.classes:
+            raise InputError(
+                f"the {len(self)} images of {self.name!r} have no labels: put them into one folder "
+                "per class, or list them in a CSV file with the columns path and label"
+            )
+
     def few_labels(
         self,
         per_class: int,  # number of images of each class to keep
@@ -179,8 +198,9 @@ class ImageData:
     ) -> "ImageData":
         """Return a random subset with equally many images of each class.
 
-        Raises `InputError` if a class has fewer.
+        Raises `InputError` if a class has fewer, or without labels.
         """
+        self.require_labels()
         return self[balanced_indices(self.labels, len(self.classes), per_class, seed)]
 
     def split(
@@ -192,7 +212,11 @@ class ImageData:
 
         Each class keeps at least one image in both parts. Raises `InputError` if it has only one.
         """
-        held = held_out(self.labels, self.classes, fraction, seed)
+        held = held_out(self.labels, fraction, seed)
+        counts = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
+        if 1 in counts:
+            name = (self.classes or (self.name,))[counts.index(1)]
+            raise InputError(f"class {name!r} has only one image: splitting needs two")
         return self[~held], self[held]
 
     def describe(self) -> dict:  # values that JSON can represent
@@ -203,25 +227,29 @@ class ImageData:
             "size": self.images.shape[-1],
             "classes": list(self.classes),
             "fingerprint": fingerprint(self.images, self.labels),
+            **self.prepared,
         }
 
     @classmethod
     def from_dataset(
         cls,
-        dataset: Dataset,  # of pairs: an image (PIL, or a tensor as in `to_float`) and its class
+        # of pairs: an image (PIL, or a tensor as in `to_float`) and its class; or of images alone
+        dataset: Dataset,
         size: int | None = None,  # side in pixels; by default the first image's (PIL: at most 64)
         classes: Sequence[str] | None = None,  # by default `dataset.classes`, or numbers
         name: str | None = None,  # by default the name of the data set's class
+        fit: Fit = "crop",  # images that are not square: "crop" the middle, or "pad" with grey
     ) -> "ImageData":
         """Read all images of a PyTorch data set with known length.
 
-        Images that are not square are cropped in the middle. Raises `InputError` for an image
-        that is neither, or without a label.
+        Raises `InputError` for an item that is neither an image nor an image and a label.
         """
-        images, labels = read_pairs(dataset, size)
+        images, labels, labelled = read_pairs(dataset, size, fit)
         found = classes if classes is not None else getattr(dataset, "classes", None)
-        names = found if found is not None else range(int(labels.max()) + 1)
-        return cls(images, labels, tuple(map(str, names)), name or type(dataset).__name__)
+        names: Any = found if found is not None else range(int(labels.max()) + 1)
+        prepared = {} if fit == "crop" else {"fit": fit}
+        names = tuple(map(str, names)) if labelled else ()
+        return cls(images, labels, names, name or type(dataset).__name__, prepared)
 
 # %% ../nbs/62_data.ipynb #10166675
 def normalize(
@@ -267,11 +295,21 @@ def white_level(values: np.ndarray, mode: str) -> int:
     return 255 if values.max() > 1 else 1
 
 # %% ../nbs/62_data.ipynb #ed029c8a
+def pad_image(image: Image.Image, side: int) -> Image.Image:
+    "Scale an RGB image to fit into a square, and fill the rest with grey, 0 once normalised."
+    width, height = (max(1, round(side * x / max(image.size))) for x in image.size)
+    square = Image.new("RGB", (side, side), (128, 128, 128))
+    inner = image.resize((width, height), Image.Resampling.BICUBIC)
+    square.paste(inner, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
 def square_image(
     image: Image.Image,
-    size: int | None = None,  # side of the result; None: the shorter side, at most 64 pixels
+    size: int | None = None,  # side of the result; None: that of the image, at most 64 pixels
+    fit: Fit = "crop",  # see `ImageData.from_dataset`
 ) -> np.ndarray:  # (S, S, 3) uint8
-    "Turn an image upright, convert it to 8-bit RGB, and crop and scale its middle to a square."
+    "Turn an image upright, convert it to 8-bit RGB, and crop or pad it to a square."
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float64)
@@ -280,20 +318,24 @@ def square_image(
     if image.has_transparency_data:  # blend transparency with white
         background = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(background, image.convert("RGBA"))
-    image, side = image.convert("RGB"), size or min(64, *image.size)
+    own_side = min(image.size) if fit == "crop" else max(image.size)
+    image, side = image.convert("RGB"), size or min(64, own_side)
     if image.size != (side, side):
-        image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+        crop = fit == "crop"
+        sides, bicubic = (side, side), Image.Resampling.BICUBIC
+        image = ImageOps.fit(image, sides, bicubic) if crop else pad_image(image, side)
     return np.asarray(image)
 
 
 def read_image(
     path: str | Path,
     size: int | None = None,  # as in `square_image`
+    fit: Fit = "crop",
 ) -> np.ndarray:  # (S, S, 3) uint8
     "Read one image file as a square RGB array. Raises `InputError` if it is not an image."
     try:
         with Image.open(path) as image:
-            return square_image(image, size)
+            return square_image(image, size, fit)
     except Exception as error:  # Pillow's readers can raise almost anything for a damaged file
         raise InputError(
             f"{str(path)!r} cannot be read as an image ({error}): repair or remove it"
@@ -310,15 +352,21 @@ Images = OneImage | Sequence[OneImage]
 def to_pixels(
     image: OneImage,  # a tensor is (3, H, W) or (1, H, W)
     size: int | None = None,  # as in `square_image`
+    fit: Fit = "crop",
 ) -> Tensor:  # (3, S, S) uint8
     "Convert an image from any source to square pixels. Raises `InputError` if it is none."
     if isinstance(image, Tensor):
-        x = square_batch(to_float(image[None]), size)[0]
-        return (255 * x).round().to(torch.uint8)
+        x = to_float(image[None])
+        if fit == "pad" and x.ndim == 4:
+            height, width = x.shape[-2:]
+            left, top = max(0, height - width) // 2, max(0, width - height) // 2
+            right, bottom = max(height, width) - width - left, max(height, width) - height - top
+            x = F.pad(x, (left, right, top, bottom), value=128 / 255)
+        return (255 * square_batch(x, size)[0]).round().to(torch.uint8)
     if isinstance(image, Image.Image):
-        array = square_image(image, size)
+        array = square_image(image, size, fit)
     elif isinstance(image, (str, Path)):
-        array = read_image(image, size)
+        array = read_image(image, size, fit)
     else:
         kind = type(image).__name__
         raise InputError(f"an image is a tensor, a PIL image or a path, not {kind}: {image!r:.50}")
@@ -344,115 +392,124 @@ def preprocess(
     return torch.cat([preprocess(to_pixels(image, side), size, device) for image in several])
 
 # %% ../nbs/62_data.ipynb #6fb44f28
-def common_size(paths: list[Path]) -> int:  # side in pixels
-    "Return the images' shorter side if all have the same size, at most 64; otherwise 64."
-    sizes = set()
-    for path in paths:
-        # `read_image` reports a file that cannot be opened
-        with contextlib.suppress(Exception), Image.open(path) as image:
-            sizes.add(image.size)
-    return min(64, *sizes.pop()) if len(sizes) == 1 else 64
+#: Fraction of the images that is held out where there are no test images.
+HELD_OUT = {"labelled": 0.2, "unlabelled": 0.05}
+
+Split = TypeVar("Split", "ImageData", ImageFiles)
 
 
-#: Extensions of the image files that Pillow can read.
-IMAGE_EXTENSIONS = {
-    ext for ext, kind in Image.registered_extensions().items() if kind in Image.OPEN
-}
-
-
-def skip_other_files(files: list[Path], folder: Path) -> list[Path]:
-    "Return the image files; warn about the number of other files."
-    images = [file for file in files if file.suffix.lower() in IMAGE_EXTENSIONS]
-    if others := [file for file in files if file not in set(images)]:
-        count = f"{len(others)} files" if len(others) > 1 else "1 file"
-        warnings.warn(
-            f"skipped {count} in {str(folder)!r} without an image format's extension: "
-            f"{', '.join(file.name for file in others[:3])}",
-            stacklevel=2,
-        )
-    return images
-
-
-def read_split(
-    folder: Path,  # one sub-folder per class
-    size: int | None,  # side of the images in pixels; None: their `common_size`
-) -> tuple[Tensor, Tensor, tuple[str, ...]]:  # images (N, 3, S, S) uint8, labels (N,), class names
-    "Read one split of an image folder. Raises `InputError` if it has no images or a broken link."
-    folders = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    classes = tuple(sorted(p.name for p in folders))
-    found = [p for name in classes for p in sorted((folder / name).iterdir()) if p.name[0] != "."]
-    if broken := [p for p in found if p.is_symlink() and not p.exists()]:
-        raise InputError(f"{str(broken[0])!r} is a broken symbolic link: fix or remove it")
-    files = skip_other_files([p for p in found if p.is_file()], folder)
-    if not files:
+def hold_out(whole: Split, name: str) -> tuple[Split, Split, dict]:  # rest, held out, record
+    "Hold images out for testing, always the same; warn about it. Needs two of a class."
+    fraction = HELD_OUT["labelled" if whole.classes else "unlabelled"]
+    held = held_out(whole.labels, fraction, seed=0)
+    n = int(held.sum())
+    if not n:
         raise InputError(
-            f"no images in {str(folder)!r}: "
-            f"expected {folder.name}/<class>/<image> for at least one class"
+            f"{name!r} has too few images to hold some out for testing ({len(whole)}): "
+            "at least two of one class are needed"
         )
-    size = size or common_size(files)
-    arrays = [read_image(p, size) for p in files]  # (S, S, 3) each
-    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor([classes.index(p.parent.name) for p in files]), classes
+    warnings.warn(
+        f"{name!r} has no test images: holding out {n:,} of its {len(whole):,} images "
+        f"({100 * fraction:.0f} %{' of each class' if whole.classes else ''})",
+        stacklevel=2,
+    )
+    return whole[~held], whole[held], {"images": n, "fraction": fraction, "seed": 0}
 
 # %% ../nbs/62_data.ipynb #c9a66a71
-def load_folder(
-    path: Path,  # holds train/<class>/* and test/<class>/*
-    size: int | None = None,  # side of the images in pixels; None: their `common_size`
-) -> tuple[ImageData, ImageData]:  # training and test images
-    "Read an image folder. Raises `InputError` if something is missing or does not match."
-    for split in ("train", "test"):
-        if not (path / split).is_dir():
-            raise InputError(
-                f"no folder {str(path / split)!r}: "
-                "an image folder holds train/<class>/* and test/<class>/*"
-            )
-    images, labels, classes = read_split(path / "train", size)
-    test_images, test_labels, test_classes = read_split(path / "test", size or images.shape[-1])
-    if set(classes) != set(test_classes):
+def same_classes(train: tuple[str, ...], test: tuple[str, ...], name: str) -> None:
+    "Raise `InputError` if training and test images have different classes."
+    if set(train) != set(test):
         raise InputError(
-            f"train and test of {str(path)!r} have different classes: "
-            f"{sorted(set(classes) ^ set(test_classes))} are only in one"
+            f"train and test of {name!r} have different classes: "
+            f"{sorted(set(train) ^ set(test))} are only in one"
         )
-    train = ImageData(images, labels, classes, path.name)
-    test = ImageData(test_images, test_labels, classes, path.name)
-    return train, test
+
+
+def from_files(
+    path: Path,  # an image folder, see `find_images`, or a CSV file, see `read_csv`
+    size: int | None = None,  # side of the images in pixels; None: their `common_size`
+    fit: Fit = "crop",
+) -> tuple[ImageData, ImageData]:  # training and test images
+    "Read image files. Raises `InputError` if something is missing or does not match."
+    train, test = find_images(path) if path.is_dir() else (read_csv(path), None)
+    prepared: dict = {} if fit == "crop" else {"fit": fit}
+    if test is None:
+        train, test, prepared["held_out"] = hold_out(train, str(path))
+    same_classes(train.classes, test.classes, str(path))
+    place = str(path.absolute())
+    images = read_pixels(train.files, f"{place}:train", size, fit, read_image)
+    side = images.shape[-1]
+    test_images = read_pixels(test.files, f"{place}:test", side, fit, read_image)
+    return (
+        ImageData(images, train.labels, train.classes, path.name, prepared),
+        ImageData(test_images, test.labels, test.classes, path.name, prepared),
+    )
 
 # %% ../nbs/62_data.ipynb #b16f89a9
-def load_npz(path: Path) -> tuple[ImageData, ImageData]:  # training and test images
-    """Read an .npz file of grey or colour images in MedMNIST's layout.
-
-    Raises `InputError` if something is missing or does not match.
-    """
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    "Read all arrays of an .npz file. Raises `InputError` if it is damaged or holds objects."
     try:
         # no object arrays: they are pickles, which can run any code
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: np.asarray(file[key]) for key in file.files}
+            return {key: np.asarray(file[key]) for key in file.files}
     except Exception as error:  # zipfile, zlib and NumPy can raise almost anything here
         reason = error if zipfile.is_zipfile(path) else "it is damaged, or something else"
         raise InputError(
             f"{str(path)!r} cannot be read as an .npz of plain arrays: {reason}"
         ) from None
-    wanted = [f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")]
-    if missing := [key for key in wanted if key not in arrays]:
-        raise InputError(
-            f"{str(path)!r} lacks {', '.join(missing)}: "
-            f"it must hold {', '.join(wanted)} (MedMNIST's layout)"
-        )
-    for key in ("train_labels", "test_labels"):
+
+
+def array_classes(
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    keys: Sequence[str],  # those of the labels
+) -> tuple[str, ...]:
+    "Return the names of the classes, or else their numbers. Raises `InputError` for bad labels."
+    for key in keys:
         if not np.issubdtype(arrays[key].dtype, np.integer):
             raise InputError(
                 f"{key} of {str(path)!r} must be integers from 0 on, not {arrays[key].dtype}"
             )
-    largest = max(arrays[f"{split}_labels"].max(initial=0) for split in ("train", "test"))
-    n_classes = 1 + int(largest)
+    n_classes = 1 + max((int(arrays[key].max(initial=0)) for key in keys), default=-1)
     if n_classes > 100_000:
         raise InputError(
             f"labels of {str(path)!r} go up to {n_classes - 1}: "
             "they must count the classes from 0 on"
         )
-    classes = tuple(str(c) for c in arrays.get("class_names", range(n_classes)))
-    train = from_arrays(arrays["train_images"], arrays["train_labels"], classes, path.stem)
-    return train, from_arrays(arrays["test_images"], arrays["test_labels"], classes, path.stem)
+    return tuple(str(c) for c in arrays.get("class_names", range(n_classes))) if keys else ()
+
+
+def load_npz(path: Path) -> tuple[ImageData, ImageData]:  # training and test images
+    """Read an .npz file of grey or colour images, in MedMNIST's layout or without splits.
+
+    Raises `InputError` if something is missing or does not match.
+    """
+    arrays = read_arrays(path)
+    if "images" in arrays:
+        keys = ["labels"] if "labels" in arrays else []
+        classes = array_classes(path, arrays, keys)
+        labels = arrays["labels"] if keys else np.zeros(len(arrays["images"]), np.int64)
+        return with_test(from_arrays(arrays["images"], labels, classes, path.stem))
+    test = "val" if "test_images" not in arrays and "val_images" in arrays else "test"
+    wanted = [f"{split}_{what}" for split in ("train", test) for what in ("images", "labels")]
+    if missing := [key for key in wanted if key not in arrays]:
+        raise InputError(
+            f"{str(path)!r} lacks {', '.join(missing)}: it must hold {', '.join(wanted)} "
+            "(MedMNIST's layout), or images and labels"
+        )
+    classes = array_classes(path, arrays, ["train_labels", f"{test}_labels"])
+    train, held = (
+        from_arrays(arrays[f"{split}_images"], arrays[f"{split}_labels"], classes, path.stem)
+        for split in ("train", test)
+    )
+    return train, held
+
+
+def with_test(whole: ImageData) -> tuple[ImageData, ImageData]:  # training and test images
+    "Hold images out for testing and record it in both parts."
+    train, test, record = hold_out(whole, whole.name)
+    prepared = whole.prepared | {"held_out": record}
+    return replace(train, prepared=prepared), replace(test, prepared=prepared)
 
 # %% ../nbs/62_data.ipynb #f9883c54
 def from_arrays(
@@ -477,6 +534,76 @@ def from_arrays(
     tensor = tensor.permute(0, 3, 1, 2).contiguous()
     return ImageData(tensor, torch.from_numpy(labels.reshape(-1).astype(np.int64)), classes, name)
 
+# %% ../nbs/62_data.ipynb #a1e49b23
+class Rows(Dataset):
+    "The images of a Hugging Face data set, with their labels if it has any."
+
+    def __init__(self, table: Any, name: str):
+        kinds = {column: type(kind).__name__ for column, kind in table.features.items()}
+        image = [column for column, kind in kinds.items() if kind == "Image"]
+        label = [column for column, kind in kinds.items() if kind == "ClassLabel"]
+        if not image:
+            raise InputError(
+                f"{name!r} has no column of images, but {', '.join(map(str, kinds)) or 'none'}: "
+                "cast one to `datasets.Image`"
+            )
+        self.table, self.image, self.label = table, image[0], label[0] if label else None
+        self.classes = tuple(table.features[self.label].names) if label else ()
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Any:
+        row = self.table[index]
+        return row[self.image] if self.label is None else (row[self.image], row[self.label])
+
+
+def is_hugging_face(path: Path) -> bool:
+    "Return whether `datasets` has saved a data set in this folder."
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def load_hugging_face(
+    path: Path,
+    size: int | None = None,  # as in `ImageData.from_dataset`
+    fit: Fit = "crop",
+) -> tuple[ImageData, ImageData]:  # training and test images
+    "Read a data set saved by `datasets`. Raises `InputError` if it has no images to train on."
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError:
+        raise InputError(
+            f"{str(path)!r} is a Hugging Face data set: install the package `datasets` to read it"
+        ) from None
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except Exception as error:  # as with other readers, a damaged file can raise almost anything
+        raise InputError(f"{str(path)!r} cannot be read by `datasets`: {error}") from None
+    splits = saved if isinstance(saved, dict) else {"train": saved}
+    if "train" not in splits:
+        raise InputError(f"{str(path)!r} has no split 'train', but {', '.join(splits)}")
+    tests = [splits[name] for name in ("test", "validation", "val", "valid") if name in splits]
+    parts = [Rows(table, str(path)) for table in (splits["train"], *tests[:1])]
+    return from_datasets(parts, path.name, size, fit)
+
+
+def from_datasets(
+    parts: Sequence[Dataset],  # training images and, if there are any, test images
+    name: str | None = None,
+    size: int | None = None,  # as in `ImageData.from_dataset`
+    fit: Fit = "crop",
+) -> tuple[ImageData, ImageData]:  # training and test images
+    "Read one or two PyTorch data sets; of one, hold images out for testing."
+    train = ImageData.from_dataset(parts[0], size, name=name, fit=fit)
+    if len(parts) == 1:
+        return with_test(train)
+    side = train.images.shape[-1]
+    test = ImageData.from_dataset(parts[1], side, getattr(parts[1], "classes", None), name, fit)
+    if not hasattr(parts[1], "classes") and test.classes:
+        test = replace(test, classes=train.classes)
+    same_classes(train.classes, test.classes, train.name)
+    return train, test
+
 # %% ../nbs/62_data.ipynb #0fd317c7
 def download_cifar(name: str, root: str | Path) -> tuple[ImageData, ImageData]:
     """Download CIFAR-10 or CIFAR-100 into `root` with torchvision, which verifies checksums.
@@ -498,31 +625,53 @@ def download_cifar(name: str, root: str | Path) -> tuple[ImageData, ImageData]:
     train, test = (from_arrays(x.data, np.array(x.targets), classes, name) for x in (train, test))
     return train, test
 
+# %% ../nbs/62_data.ipynb #8dc4d5cd
+def load_source(
+    source: Any,  # as in `load_data`
+    root: str | Path,
+    size: int | None,
+    fit: Fit,
+) -> tuple[ImageData, ImageData]:  # training and test images
+    "Load a whole data set, other than the toys; see `load_data`."
+    if not isinstance(source, (str, Path)):
+        return from_datasets(source if isinstance(source, tuple) else [source], None, size, fit)
+    path = Path(source)
+    if str(source) in ("cifar10", "cifar100"):
+        return download_cifar(str(source), root)
+    if path.is_dir():
+        return (load_hugging_face if is_hugging_face(path) else from_files)(path, size, fit)
+    if path.suffix == ".csv" and path.is_file():
+        return from_files(path, size, fit)
+    if path.suffix == ".npz" and path.is_file():
+        return load_npz(path)
+    raise InputError(
+        f"no data set {str(source)!r}: give 'shapes', 'cifar10', 'cifar100', "
+        "a folder of images, a CSV file or an .npz file"
+    )
+
 # %% ../nbs/62_data.ipynb #a1d43d91
 def load_data(
-    name: str,  # "shapes", "cifar10", "cifar100", an image folder, or an .npz file
+    # "shapes", "cifar10", "cifar100"; the path of a folder with images, a CSV file, an .npz file
+    # or a Hugging Face data set; a PyTorch data set, or a pair of them (training and test images)
+    name: str | Path | Dataset | tuple[Dataset, Dataset],
     root: str | Path = "data",  # folder for downloads
-    size: int | None = None,  # side in pixels to which the images of a folder are scaled
+    size: int | None = None,  # side in pixels to which image files are scaled
     limit: int | None = None,  # number of training images, chosen at random; default: all
+    fit: Fit = "crop",  # images that are not square: "crop" the middle, or "pad" with grey
 ) -> tuple[ImageData, ImageData]:  # training and test images
-    "Load a data set by name or path. Raises `InputError` if it is missing or not valid."
-    path = Path(name)
+    """Load a data set by name or path.
+
+    Of a source without test images, some are held out, always the same; a warning says how many.
+    Raises `InputError` if the data are missing or not valid.
+    """
     if limit is not None and limit < 1:
         raise InputError(f"limit ({limit}) must be at least 1")
     if size is not None and not 1 <= size <= 1024:
         raise InputError(f"size ({size}) must be between 1 and 1024 pixels")
-    if name == "shapes":
+    if fit not in ("crop", "pad"):
+        raise InputError(f"fit is {fit!r} but must be 'crop' or 'pad'")
+    if isinstance(name, str) and name == "shapes":
         train = ImageData(*make_shapes(limit or 12_000, seed=0), SHAPE_CLASSES, name)
         return train, ImageData(*make_shapes(2_000, seed=1), SHAPE_CLASSES, name)
-    if name in ("cifar10", "cifar100"):
-        train, test = download_cifar(name, root)
-    elif path.is_dir():
-        train, test = load_folder(path, size)
-    elif path.suffix == ".npz" and path.is_file():
-        train, test = load_npz(path)
-    else:
-        raise InputError(
-            f"no data set {name!r}: "
-            "give 'shapes', 'cifar10', 'cifar100', an image folder or an .npz file"
-        )
+    train, test = load_source(name, root, size, fit)
     return (train if limit is None else train.sample(limit)), test

@@ -30,7 +30,7 @@ def add_positions(
     added = positions[:-1] if keep is None else nn.functional.embedding(keep, positions)
     # in mixed precision, all values stay in 16 bits from here on
     tokens = tokens + added.to(tokens.dtype)
-    dummy = positions[-1].to(tokens.dtype).expand(len(tokens), 1, -1)
+    dummy = positions[-1].to(tokens.dtype).expand(tokens.shape[0], 1, -1)
     return torch.cat([tokens, dummy], dim=1)
 
 # %% ../nbs/13_encoder.ipynb #a3bc1f80

@@ -225,10 +225,13 @@ def evaluate_classifier(classifier: Classifier, test: ImageData) -> dict[str, fl
 def evaluate_mae(mae: MAE, train: ImageData, test: ImageData) -> dict[str, float]:
     """Measure a pre-trained model: its losses, and k-NN and linear probe on its embeddings.
 
-    The losses are those of whole images, on as many training images as test images.
+    The losses are those of whole images, on as many training images as test images. Without
+    labels there are only losses.
     """
     results = {f"test_{name}": value for name, value in reconstruction_error(mae, test).items()}
     results["train_loss"] = reconstruction_error(mae, train[: len(test)])["loss"]
+    if not (train.classes and test.classes):
+        return results
     a, b = embed(mae, train.images), embed(mae, test.images)
     for pool in ("mean", "dummy"):
         results[f"knn_{pool}"] = knn_accuracy(a[pool], train.labels, b[pool], test.labels)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .augmentation import AutoAugmentBatch, RandomResizedCropFlip
+from .cards import write_card
 from .core import InputError, World, pick_device, set_seed
 from .data import ImageData
 from .hooks import Hook, Mix, PatchDropout
@@ -69,6 +70,31 @@ def balanced_class_weights(
     counts = (labels[:, None] == classes).sum(0)  # (n_classes,)
     return len(labels) / (n_classes * counts.clamp(min=1))
 
+# %% ../nbs/24_finetuning.ipynb #26aa0560
+def check_finetune_recipe(recipe: "FinetuneRecipe") -> None:
+    "Raise `InputError` if one of the values that only fine-tuning has makes no sense."
+    if not 0 < recipe.layer_decay <= 1:
+        raise InputError(f"layer_decay is {recipe.layer_decay} but must be above 0 and at most 1")
+    for name in ("freeze", "test_every"):
+        if not isinstance(getattr(recipe, name), int):
+            raise InputError(f"{name} is {getattr(recipe, name)!r} but must be an integer")
+    if recipe.freeze < -1:
+        raise InputError(f"freeze is {recipe.freeze} but must be at least -1")
+    for name in ("mixup", "cutmix"):
+        if not 0 <= getattr(recipe, name) < float("inf"):
+            raise InputError(f"{name} is {getattr(recipe, name)} but must not be negative")
+    for name in ("label_smoothing", "patch_dropout"):
+        if not 0 <= getattr(recipe, name) < 1:
+            raise InputError(
+                f"{name} is {getattr(recipe, name)} but must be at least 0 and less than 1"
+            )
+    if not 0 <= recipe.patch_dropout_until <= 1:
+        raise InputError(
+            f"patch_dropout_until is {recipe.patch_dropout_until} but must be between 0 and 1"
+        )
+    if recipe.test_every < 1:
+        raise InputError(f"test_every is {recipe.test_every} but must be at least 1")
+
 # %% ../nbs/24_finetuning.ipynb #222b229a
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe(Recipe):
@@ -95,27 +121,7 @@ class FinetuneRecipe(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.layer_decay <= 1:
-            raise InputError(f"layer_decay is {self.layer_decay} but must be above 0 and at most 1")
-        for name in ("freeze", "test_every"):
-            if not isinstance(getattr(self, name), int):
-                raise InputError(f"{name} is {getattr(self, name)!r} but must be an integer")
-        if self.freeze < -1:
-            raise InputError(f"freeze is {self.freeze} but must be at least -1")
-        for name in ("mixup", "cutmix"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)} but must not be negative")
-        for name in ("label_smoothing", "patch_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(
-                    f"{name} is {getattr(self, name)} but must be at least 0 and less than 1"
-                )
-        if not 0 <= self.patch_dropout_until <= 1:
-            raise InputError(
-                f"patch_dropout_until is {self.patch_dropout_until} but must be between 0 and 1"
-            )
-        if self.test_every < 1:
-            raise InputError(f"test_every is {self.test_every} but must be at least 1")
+        check_finetune_recipe(self)
         self.crop()  # raises `InputError` for an invalid scale
 
     def crop(self, world: World = World()) -> RandomResizedCropFlip:
@@ -213,7 +219,8 @@ def score(
 
 # %% ../nbs/24_finetuning.ipynb #24d46c9b
 def check_labels(train: ImageData, test: ImageData) -> None:
-    "Raise `InputError` if there is only one class, or a class to be tested but not to be learned."
+    "Raise `InputError` if there are no two classes, or a class to be tested but not to be learned."
+    train.require_labels()
     if len(train.classes) < 2:
         raise InputError(
             f"{train.name!r} has only one class ({train.classes[0]!r}); "
@@ -268,4 +275,6 @@ def finetune(
         classifier: Any = Trainer(
             recipe.task(train, start, world), recipe, train, run, options
         ).fit(evaluate, finish)
+        if world.leads:
+            write_card(run.out)
     return classifier

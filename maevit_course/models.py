@@ -207,7 +207,13 @@ class Classifier(SavedModel):
         images: Tensor,  # (B, 3, S, S), normalised
         keep: Tensor | None = None,  # (B, K) int64: patches to read; None reads all
     ) -> Tensor:  # (B, classes): logits
-        tokens = self.encoder(patchify(images, self.config.patch_size), keep)  # (B, K+1, D)
+        return self.read_out(self.encoder(patchify(images, self.config.patch_size), keep))
+
+    def read_out(
+        self,
+        tokens: Tensor,  # (B, K+1, D): embeddings, the dummy patch last
+    ) -> Tensor:  # (B, classes): logits
+        "Apply the linear layer to what `config.pool` chooses of the embeddings."
         parts = {"dummy": tokens[:, -1:], "mean": tokens[:, :-1], "all": tokens}
         return self.head(parts[self.config.pool].mean(1))
 
@@ -215,12 +221,13 @@ class Classifier(SavedModel):
     def predict_logits(
         self,
         images: Images,  # uint8 or 0..1 tensors, PIL images or paths; see `preprocess`
-        batch_size: int = 500,
+        batch_size: int | None = None,  # 500, but 100 on a CPU, where larger ones leave the cache
         precision: Precision = "auto",  # as in a recipe
     ) -> Tensor:  # (N, classes) float32, on the model's device
         "Return the logits of whole images of any size, in evaluation mode."
         self.eval()
         device = self.head.weight.device
+        batch_size = batch_size or (100 if device.type == "cpu" else 500)
         several: Any = images if isinstance(images, (list, tuple)) else [images]
         if isinstance(images, Tensor):
             several = images[None] if images.ndim == 3 else images
@@ -240,6 +247,7 @@ class Classifier(SavedModel):
 
     def require_classes(self, data: ImageData) -> None:
         "Raise `InputError` if the classes of the data set differ from those of the classifier."
+        data.require_labels()
         if self.classes != data.classes:
             raise InputError(
                 f"the classifier was trained on the classes {', '.join(self.classes[:3])}, …, "

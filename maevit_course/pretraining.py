@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .augmentation import RandomResizedCropFlip
+from .cards import write_card
 from .core import InputError, World, pick_device, set_seed
 from .data import ImageData
 from .loss import reconstruction_loss
@@ -119,4 +120,6 @@ def pretrain(
         trainer = Trainer(recipe.task(data, start, world), recipe, data, run, options)
         finish: Any = partial(run.save_model, recipe=asdict(recipe))
         mae: Any = trainer.fit(on_epoch, finish)  # type: ignore[arg-type]
+        if world.leads:
+            write_card(run.out)
     return mae

@@ -10,10 +10,15 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from fastprogress.fastprogress import progress_bar
 
 from .core import World
+
+# %% ../nbs/66_progress.ipynb #74957f73
+T = TypeVar("T")
 
 # %% ../nbs/66_progress.ipynb #d9dd5da8
 def duration(seconds: float) -> str:
@@ -77,6 +82,23 @@ class Progress:
             left = (now - self.began) / (done - self.first) * (self.total - done)
             self.last_line = now
             print(f"{text}  {int(left) // 60}:{int(left) % 60:02d} left", flush=True)
+
+# %% ../nbs/66_progress.ipynb #9e1f63d1
+def watched(
+    items: Iterable[T],
+    total: int,  # number of items
+    what: str,  # text that names the work
+) -> Iterator[T]:  # the same items
+    "Yield items and show how many have come, as a bar or as a line at most every ten seconds."
+    style, last_line = progress_style(), time.monotonic()
+    if style == "bar":
+        yield from progress_bar(items, total=total, leave=False, comment=what)
+        return
+    for done, item in enumerate(items, 1):
+        yield item
+        if style == "lines" and time.monotonic() - last_line > 10:
+            last_line = time.monotonic()
+            print(f"{what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
 
 # %% ../nbs/66_progress.ipynb #10e2a945
 class RunStopped(Exception):

@@ -181,7 +181,7 @@ def report(
     }
     subtitle = (
         f"{data['images']:,} images of {data['size']}×{data['size']} pixels from {data['name']}, "
-        f"{len(data['classes'])} classes"
+        f"{len(data['classes']) or 'no'} classes"
     )
     page = page_html(
         f"{title} · {data['name']}",

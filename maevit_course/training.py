@@ -264,6 +264,22 @@ class RunOptions:
         if self.minutes is not None and not self.minutes > 0:
             raise InputError(f"minutes is {self.minutes} but must be positive")
 
+# %% ../nbs/22_training.ipynb #9a7d83c9
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    "Return the state of an optimizer by the number of the parameter and the name of the tensor."
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": value for i, values in state.items() for name, value in values.items()}
+
+
+def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    "Load the result of `optimizer_tensors`; the learning rates are set in each step."
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        i, _, key = name.partition(".")
+        state.setdefault(int(i), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
 # %% ../nbs/22_training.ipynb #a8d07e5b
 class Learner:
     "A model that learns: its loss, optimizers, schedule and hooks, and how far it has come."
@@ -344,9 +360,8 @@ class Learner:
         "Collect all tensors of the model, its optimizers, its hooks and its scaler by name."
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for k, optimizer in enumerate(self.optimizers):
-            for i, values in optimizer.state_dict()["state"].items():
-                prefix = f"optimizer{k or ''}.{i}"
-                tensors |= {f"{prefix}.{name}": value for name, value in values.items()}
+            state = optimizer_tensors(optimizer)
+            tensors |= {f"optimizer{k or ''}.{name}": value for name, value in state.items()}
         for k, hook in enumerate(self.hooks):
             tensors |= {f"hook{k}.{name}": value for name, value in hook.state_dict().items()}
         scaler = self.scaler.state_dict()  # empty except in fp16
@@ -360,12 +375,7 @@ class Learner:
             parts.setdefault(part, {})[rest] = tensor
         self.model.load_state_dict(parts["model"])
         for k, optimizer in enumerate(self.optimizers):
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in parts.get(f"optimizer{k or ''}", {}).items():
-                i, _, key = name.partition(".")
-                state.setdefault(int(i), {})[key] = tensor
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state, "param_groups": groups})
+            load_optimizer_tensors(optimizer, parts.get(f"optimizer{k or ''}", {}))
         for k, hook in enumerate(self.hooks):
             hook.load_state_dict(parts.get(f"hook{k}", {}))
         if "scaler" in parts:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
+os.environ["MAEVIT_CACHE"] = "0"  # no test leaves anything in the cache of whoever runs it
 
 
 @pytest.fixture(

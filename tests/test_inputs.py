@@ -5,7 +5,11 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
+import sys
+import types
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -16,6 +20,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import IterableDataset, TensorDataset
 
 import maevit_course
 from common import DATA, QUICK
@@ -119,7 +124,7 @@ no_size = np.zeros((8, 0, 0), np.uint8)
 # What is wrong with the data → (how it is made in a folder t, what the message must say)
 DATA_ERRORS = {
     "missing path": (lambda t: t / "nowhere", "nowhere"),
-    "empty folder": (lambda t: t, "no folder"),
+    "empty folder": (lambda t: t, "no images in"),
     "folder without classes": (without_classes, "no images in"),
     "classes differ": (folder(("cat", "dog"), ("cat", "cow")), "different classes: ['cow', 'dog']"),
     "truncated image": (truncated_image, "cat/0.png"),
@@ -159,6 +164,304 @@ def test_bad_data(what, tmp_path, capsys):
     make, said = DATA_ERRORS[what]
     refused(["pretrain", "--data", make(tmp_path), *SMALL, "--out", tmp_path / "run"], said, capsys)
     assert not (tmp_path / "run").exists()
+
+
+def images(*names):
+    "A folder with small images."
+
+    def make(t):
+        for i, name in enumerate(names):
+            (t / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (9 * i, 0, 0)).save(t / "x" / name)
+        return t / "x"
+
+    return make
+
+
+def also(make, name, content=None):
+    "The same with one more file, or with a link that leads nowhere."
+
+    def more(t):
+        file = make(t) / name
+        file.write_bytes(content) if content is not None else file.symlink_to("nowhere")
+        return t / "x"
+
+    return more
+
+
+FLAT = images(*[f"{i}.png" for i in range(20)])
+NESTED = images(*[f"2023/{month}/{i}.png" for month in ("05", "06") for i in range(10)])
+CLASSES = images(*[f"{c}/{i}.png" for c in ("cat", "dog") for i in range(5)])
+SPLIT = folder()
+VAL = images(*[f"{split}/{c}/0.png" for split in ("train", "val") for c in ("cat", "dog")])
+
+
+def csv(text, encoding="utf-8"):
+    "A table of the images of a flat folder."
+
+    def make(t):
+        (FLAT(t) / "x.csv").write_bytes(text.encode(encoding))
+        return t / "x/x.csv"
+
+    return make
+
+
+LABELS = "\n".join(["path,label", *(f"{i}.png,{i % 2}" for i in range(20))])
+PAIRS = TensorDataset(torch.rand(10, 3, 8, 8), torch.arange(10) % 2)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(PAIRS)
+
+
+class Table(list):
+    "What `datasets` calls a data set, as far as it matters here."
+
+    def __init__(self, rows, **features):
+        super().__init__(rows)
+        self.columns, names = features, {"names": ["cat", "dog"]}
+        self.features = {column: type(kind, (), names)() for column, kind in features.items()}
+
+
+def hugging_face(saved):
+    "A folder that the package `datasets`, of which we make a stand-in, has saved."
+
+    def make(t):
+        (t / "x").mkdir()
+        (t / "x/dataset_dict.json").write_text("{}")
+        load = mock.Mock(**({"side_effect": saved} if callable(saved) else {"return_value": saved}))
+        module = types.SimpleNamespace(load_from_disk=load) if saved is not None else None
+        return mock.patch.dict(sys.modules, {"datasets": module}), t / "x"
+
+    return make
+
+
+ROWS = [{"image": Image.new("L", (9, 9), i), "label": i % 2} for i in range(10)]
+TABLE = Table(ROWS, image="Image", label="ClassLabel")
+
+
+def damaged(path):
+    raise ValueError("it is damaged")
+
+
+def cifar(work):
+    "CIFAR-10 whose download does something else."
+    return lambda t: (mock.patch("torchvision.datasets.CIFAR10", work), "cifar10")
+
+
+def downloaded(root, train, download):
+    data = np.zeros((10, 32, 32, 3), np.uint8)
+    return types.SimpleNamespace(data=data, targets=[0, 1] * 5, classes=["plane", "car"])
+
+
+def unreachable(root, train, download):
+    raise OSError("no network")
+
+
+def wrong_checksum(root, train, download):
+    raise RuntimeError("File not found or corrupted.")
+
+
+two_labels = torch.zeros(8, 2, dtype=torch.int64)
+#: Each kind of source: a good one, the training images, test images and classes in it,
+#: and bad ones with what the message must say. A pair is a context and the source.
+SOURCES = {
+    "shapes": (
+        lambda t: "shapes",
+        (12_000, 2_000, 10),
+        [
+            (lambda t: "Shapes", "'Shapes'"),
+            (lambda t: "shapes.npz", "'shapes.npz'"),
+            (lambda t: t / "shapes", "shapes'"),
+        ],
+    ),
+    "cifar10": (
+        cifar(downloaded),
+        (10, 10, 2),
+        [
+            (cifar(unreachable), "no network"),
+            (cifar(wrong_checksum), "corrupted"),
+            (lambda t: "cifar11", "'cifar11'"),
+        ],
+    ),
+    "train and test": (
+        SPLIT,
+        (6, 6, 2),
+        [
+            (images("train/cat/0.png"), "x/test'"),
+            (images("test/cat/0.png"), "x/train'"),
+            (folder(("cat",), ("cow",)), "['cat', 'cow']"),
+        ],
+    ),
+    "train and val": (
+        VAL,
+        (2, 2, 2),
+        [
+            (images("train/cat/0.png", "val/cow/0.png"), "['cat', 'cow']"),
+            (images("train/cat/0.png", "val/0.png"), "['cat']"),
+            (also(VAL, "val/dog/1.png", b"!"), "dog/1.png"),
+        ],
+    ),
+    "train and test without classes": (
+        images("train/0.png", "train/1.png", "test/0.png"),
+        (2, 1, 0),
+        [
+            (also(images("train/0.png", "test/0.png"), "train/1.png", b"!"), "train/1.png"),
+            (also(images("train/0.png", "test/0.png"), "test/1.png"), "broken symbolic link"),
+            (images("train/0.png", "test/a/0.png"), "['a']"),
+        ],
+    ),
+    "classes": (
+        CLASSES,
+        (8, 2, 2),
+        [
+            (images("cat/0.png", "dog/0.png"), "too few images"),
+            (also(CLASSES, "cat/9.png", b"hello"), "cat/9.png"),
+            (also(CLASSES, "dog/gone.png"), "gone.png"),
+        ],
+    ),
+    "flat": (
+        FLAT,
+        (19, 1, 0),
+        [
+            (images("0.png"), "too few images"),
+            (also(FLAT, "99.png", b""), "99.png"),
+            (also(FLAT, "gone.png"), "broken symbolic link"),
+        ],
+    ),
+    "nested": (
+        NESTED,
+        (19, 1, 0),
+        [
+            (lambda t: (t / "x/a/b").mkdir(parents=True) or t / "x", "no images in"),
+            (also(NESTED, "2023/05/99.jpg", b"\xff\xd8"), "99.jpg"),
+            (also(NESTED, "2023/gone.png"), "broken symbolic link"),
+        ],
+    ),
+    "csv": (
+        csv(LABELS),
+        (16, 4, 2),
+        [
+            (csv(LABELS.replace("label", "class", 1)), "no column 'label'"),
+            (csv(LABELS + "\n99.png,0"), "line 22 of"),
+            (csv(LABELS + "\n7.png,0"), "a second time"),
+            (csv(LABELS + "\n7.png"), "lacks a path or a label"),
+            (csv("path,label\n"), "lists no images"),
+            (csv("path,label\né.png,0", "latin-1"), "cannot be read as a CSV file"),
+        ],
+    ),
+    "npz": (
+        npz(),
+        (8, 8, 2),
+        [
+            (npz(test_images=None), "lacks test_images"),
+            (npz(train_labels=two_labels.numpy()), "(8, 2)"),
+            (truncated_npz, "npz"),
+        ],
+    ),
+    "npz with val": (
+        npz(
+            test_images=None,
+            test_labels=None,
+            val_images=np.zeros((3, 8, 8), np.uint8),
+            val_labels=np.arange(3) % 2,
+        ),
+        (8, 3, 2),
+        [
+            (npz(test_images=None, val_images=np.zeros((3, 8, 8), np.uint8)), "lacks val_labels"),
+            (npz(train_images=None), "lacks train_images"),
+            (npz(train_labels=np.arange(8) - 1), "range from -1"),
+        ],
+    ),
+    "npz without splits": (
+        npz(images=np.zeros((10, 8, 8), np.uint8), labels=np.arange(10) % 2),
+        (8, 2, 2),
+        [
+            (
+                npz(images=np.zeros((10, 8, 8), np.uint8), labels=np.arange(9)),
+                "must be 10 integers",
+            ),
+            (npz(images=np.zeros((10, 8, 8))), "uint8"),
+            (npz(images=np.zeros((1, 8, 8), np.uint8)), "too few images"),
+        ],
+    ),
+    "PyTorch data set": (
+        lambda t: PAIRS,
+        (8, 2, 2),
+        [
+            (lambda t: Stream(), "has no length"),
+            (lambda t: TensorDataset(torch.rand(4, 3, 8, 8)), "item 0"),
+            (lambda t: TensorDataset(torch.rand(4, 7, 8, 8), torch.arange(4)), "(1, 7, 8, 8)"),
+        ],
+    ),
+    "pair of PyTorch data sets": (
+        lambda t: (PAIRS, TensorDataset(torch.rand(3, 1, 9, 9), torch.zeros(3))),
+        (10, 3, 2),
+        [
+            (lambda t: (PAIRS, []), "no items"),
+            (lambda t: (PAIRS, [(torch.rand(3, 8, 8), 2)]), "between 0 and 1"),
+            (lambda t: (PAIRS, [torch.rand(3, 8, 8)]), "different classes"),
+        ],
+    ),
+    "images alone": (
+        lambda t: [torch.rand(3, 8, 8)] * 40,
+        (38, 2, 0),
+        [
+            (lambda t: [torch.rand(3, 8, 8)], "too few images"),
+            (lambda t: [torch.rand(3, 8, 8), (torch.rand(3, 8, 8), 0)], "not tuple"),
+            (lambda t: [torch.rand(3, 8, 8) * 255] * 3, "0 to 1"),
+        ],
+    ),
+    "Hugging Face": (
+        hugging_face(TABLE),
+        (8, 2, 2),
+        [
+            (hugging_face(None), "install the package `datasets`"),
+            (hugging_face(damaged), "it is damaged"),
+            (hugging_face({"test": TABLE}), "no split 'train', but test"),
+            (hugging_face(Table(ROWS, label="ClassLabel")), "no column of images"),
+        ],
+    ),
+    "Hugging Face with splits": (
+        hugging_face({"train": TABLE, "validation": Table(ROWS[:3], **TABLE.columns)}),
+        (10, 3, 2),
+        [
+            (hugging_face({"train": TABLE, "test": Table([], **TABLE.columns)}), "no items"),
+            (hugging_face({"train": TABLE, "test": Table(ROWS, image="Image")}), "['cat', 'dog']"),
+            (hugging_face({"train": Table(ROWS * 2, label="Value")}), "but label"),
+        ],
+    ),
+}
+
+
+def load(make, t):
+    "Load a source, and return the warnings too."
+    made = make(t)
+    has_context = isinstance(made, tuple) and hasattr(made[0], "__enter__")
+    context, source = made if has_context else (contextlib.nullcontext(), made)
+    with context, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        return load_data(source), [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_each_kind_of_source(kind, tmp_path):
+    good, (n, n_test, n_classes), bad = SOURCES[kind]
+    (tmp_path / "good").mkdir()
+    (train, test), told = load(good, tmp_path / "good")
+    assert (len(train), len(test), len(train.classes)) == (n, n_test, n_classes)
+    assert train.classes == test.classes and train.images.shape[1:] == test.images.shape[1:]
+    held = train.describe().get("held_out")
+    assert [f"holding out {n_test} of its {n + n_test} images" in line for line in told] == (
+        [True] if held else []
+    )
+    assert held is None or held["images"] == n_test
+    assert len(bad) >= 3
+    for i, (make, said) in enumerate(bad):
+        (tmp_path / str(i)).mkdir()
+        with pytest.raises(InputError, match=re.escape(said)):
+            load(make, tmp_path / str(i))
 
 
 def test_files_that_are_no_images_are_skipped_and_counted(tmp_path, capsys):

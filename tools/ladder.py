@@ -45,7 +45,7 @@ def differing(recipe, base):
         if name == "model":
             changed = {f"model.{k}": v for k, v in value.items() if v != old[name][k]}
             found |= changed
-        elif value != old[name]:
+        elif value != old[name] and name not in ("seed", "test_every"):
             found[name] = value
     return found
 

@@ -74,7 +74,8 @@ def run_notebook(path, cwd, seconds=None):
         extra_arguments=["--log-level=ERROR"],
         timeout_func=lambda cell: max(1, end - time.monotonic()) if end else None,
     )
-    return client.execute(cwd=str(cwd), env={**os.environ, "MAEVIT_PROGRESS": "0"})
+    quiet = {"MAEVIT_PROGRESS": "0", "MAEVIT_CACHE": "0"}
+    return client.execute(cwd=str(cwd), env={**os.environ, **quiet})
 
 
 COLAB = "https://colab.research.google.com"

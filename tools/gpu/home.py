@@ -1,6 +1,6 @@
 """What happens at home: before the slots, before and after each call, and after a slot.
 
-    python tools/gpu/home.py prepare SETTINGS cifar10.npz cifar100.npz# once
+    python tools/gpu/home.py prepare SETTINGS cifar10.npz cifar100.npz   # once
     python tools/gpu/home.py load SETTINGS --new                    # before the first call
     python tools/gpu/home.py load SETTINGS                          # before each other call
     python tools/gpu/home.py unload SETTINGS FOLDER                 # after each call
