@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import matplotlib.pyplot as plt
 import torch
@@ -58,6 +59,10 @@ class Plan:
     labels: dict[str, int | None]  # fine-tuning labels per class, for each data set; None uses all
     # epochs of two more fine-tuning runs with all labels of CIFAR-10; None if `labels` uses all
     all_label_epochs: int | None = None
+
+    def runs(self) -> list[Experiment]:
+        "Return all runs in execution order: each follows the run that it starts from."
+        return paper_runs(self)
 
 # %% ../../nbs/68_experiments.ipynb #8885dbfc
 PLANS = {
@@ -119,11 +124,8 @@ def trial_runs(plan: Plan) -> list[Experiment]:
     return runs
 
 # %% ../../nbs/68_experiments.ipynb #cf3e0e64
-def list_runs(plan: Plan, names: tuple[str, ...] = ()) -> list[Experiment]:
-    """List the named runs, or all runs, in execution order.
-
-    A pre-training run precedes those that start from it. Raises `InputError` for an unknown name.
-    """
+def paper_runs(plan: Plan) -> list[Experiment]:
+    "Return the runs of Table 3, the controls, the ablations and the schedules of other lengths."
     c10, c100 = pretraining_run("c10", plan), pretraining_run("c100", plan)
     longer = [(pretraining_run("c10", plan, a), b) for a, b in plan.longer_epochs]
     runs = trial_runs(plan)
@@ -137,6 +139,21 @@ def list_runs(plan: Plan, names: tuple[str, ...] = ()) -> list[Experiment]:
         longest = max([c10, *(run for run, _ in longer)], key=lambda run: run.recipe.epochs)
         for first in (longest, None):
             runs += [finetuning_run(first, "c10", plan, plan.all_label_epochs, all_labels=True)]
+    return runs
+
+# %% ../../nbs/68_experiments.ipynb #23976e20
+class HasRuns(Protocol):
+    "A plan: anything that can list its runs."
+
+    def runs(self) -> list[Experiment]: ...
+
+# %% ../../nbs/68_experiments.ipynb #e71f3b31
+def list_runs(plan: HasRuns, names: tuple[str, ...] = ()) -> list[Experiment]:
+    """List the named runs, or all runs, in execution order.
+
+    A pre-training run precedes those that start from it. Raises `InputError` for an unknown name.
+    """
+    runs = plan.runs()
     known = [run.name for run in runs]
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"no run {unknown[0]!r} in the plan: choose from {', '.join(known)}")
