@@ -44,7 +44,7 @@ from .runs import RunRecord
 from .training import RunOptions
 
 # %% ../nbs/70_cli.ipynb #24a1080f
-Preset = Literal["paper", "small", "small-0.1"]
+Preset = Literal["paper", "beyond", "small", "small-0.1"]
 
 
 @dataclass(frozen=True)
@@ -247,11 +247,12 @@ class Demo:
 # %% ../nbs/70_cli.ipynb #fbd1df6e
 @dataclass(frozen=True)
 class Reproduce:
-    "Do the remaining runs behind the paper's tables and figures, and keep their records."
+    "Do the remaining runs of a plan, such as those behind the paper's tables; keep their records."
 
     names: Annotated[tuple[str, ...], Positional] = ()  # runs to do; none does the whole plan
-    # the paper's size for a GPU, or a size for two CPU cores and a few hours
-    scale: Literal["paper", "small"] = "paper"
+    # "paper" is for a GPU, "small" for two CPU cores and a few hours; "hour" takes one hour per
+    # seed on two CPU cores, and "gpu10" ten minutes on a GPU
+    scale: Literal["paper", "small", "hour", "gpu10"] = "paper"
     epochs: int | None = None  # epochs of the main pre-training runs; none takes the scale's
     finetune_epochs: int | None = None  # epochs of the main fine-tuning runs
     cifar10: str = "cifar10"  # "cifar10" downloads it; or an .npz file or folder that holds it

@@ -183,8 +183,23 @@ _small = FinetuneRecipe(
     model=PRETRAIN_RECIPES["small"].model,
 )
 
-#: Recipes by name: the paper's, and one for few labels on two CPU cores.
-FINETUNE_RECIPES = {"paper": FinetuneRecipe(), "small": _small, "small-0.1": _small}
+#: Recipes by name: the paper's, a stronger one for a GPU, and one for few labels on two CPU cores.
+FINETUNE_RECIPES = {
+    "paper": FinetuneRecipe(),
+    "beyond": FinetuneRecipe(
+        epochs=1000,
+        optimizer="muon",
+        label_smoothing=0.1,
+        cutmix=1.0,
+        mixup=0.2,
+        patch_dropout=0.5,
+        patch_dropout_until=0.5,
+        ema=0.9999,
+        test_every=10,
+    ),
+    "small": _small,
+    "small-0.1": _small,
+}
 
 # %% ../nbs/24_finetuning.ipynb #b7d10a16
 def freeze(

@@ -92,8 +92,13 @@ SMALL_MODEL = ModelConfig(
 _small = PretrainRecipe(epochs=20, warmup_epochs=1, batch_size=128, base_lr=2e-3, model=SMALL_MODEL)
 
 # %% ../nbs/23_pretraining.ipynb #a3c5d921
-#: Recipes by name: the paper's, and one that learns something visible on two CPU cores in minutes.
-PRETRAIN_RECIPES = {"paper": PretrainRecipe(), "small": _small, "small-0.1": _small}
+#: Recipes by name: the paper's, a stronger one for a GPU, and a small one for two CPU cores.
+PRETRAIN_RECIPES = {
+    "paper": PretrainRecipe(),
+    "beyond": PretrainRecipe(optimizer="muon", base_lr=4.5e-4),
+    "small": _small,
+    "small-0.1": _small,
+}
 
 # %% ../nbs/23_pretraining.ipynb #e074e88e
 def pretrain(

@@ -64,25 +64,6 @@ class Plan:
         "Return all runs in execution order: each follows the run that it starts from."
         return paper_runs(self)
 
-# %% ../../nbs/68_experiments.ipynb #8885dbfc
-PLANS = {
-    "paper": Plan(
-        PRETRAIN_RECIPES["paper"],
-        FINETUNE_RECIPES["paper"],
-        longer_epochs=((400, 100), (1600, None)),
-        trial_epochs=(30, 50),
-        labels={"c10": None, "c100": None},
-    ),
-    "small": Plan(
-        PRETRAIN_RECIPES["small-0.1"],
-        FINETUNE_RECIPES["small-0.1"],
-        longer_epochs=((100, None),),
-        trial_epochs=(5, 100),
-        labels={"c10": 100, "c100": 10},
-        all_label_epochs=20,
-    ),
-}
-
 # %% ../../nbs/68_experiments.ipynb #ded7b119
 def pretraining_run(data: str, plan: Plan, epochs: int | None = None) -> Experiment:
     "Return a main pre-training run, or one of another length."
@@ -158,6 +139,71 @@ def list_runs(plan: HasRuns, names: tuple[str, ...] = ()) -> list[Experiment]:
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"no run {unknown[0]!r} in the plan: choose from {', '.join(known)}")
     return [run for run in runs if not names or run.name in names]
+
+# %% ../../nbs/68_experiments.ipynb #e8e375e5
+@dataclass(frozen=True)
+class Track:
+    "The runs of a record for accuracy in a limited time; `list_runs` lists them."
+
+    pretrain: PretrainRecipe
+    finetune: FinetuneRecipe  # pre-training and fine-tuning share the time
+    scratch: FinetuneRecipe  # the control has all of it
+    seeds: tuple[int, ...]
+
+    def runs(self) -> list[Experiment]:
+        "Return three runs for each seed."
+        runs = []
+        for seed in self.seeds:
+            start = Experiment(f"pretrain-{seed}", "c10", replace(self.pretrain, seed=seed))
+            tuned, scratch = (
+                replace(recipe, seed=seed, test_every=recipe.epochs)  # tested once, at the end
+                for recipe in (self.finetune, self.scratch)
+            )
+            runs += [start, Experiment(f"finetune-{seed}", "c10", tuned, start)]
+            runs += [Experiment(f"scratch-{seed}", "c10", scratch)]
+        return runs
+
+# %% ../../nbs/68_experiments.ipynb #8885dbfc
+_hour_pretrain = replace(PRETRAIN_RECIPES["small-0.1"], epochs=40, optimizer="muon", base_lr=6e-3)
+_hour_finetune = replace(
+    FINETUNE_RECIPES["small-0.1"],
+    epochs=40,
+    warmup_epochs=2,
+    batch_size=128,
+    optimizer="muon",
+    patch_dropout=0.5,
+    patch_dropout_until=0.5,
+)
+
+PLANS: dict[str, Plan | Track] = {
+    "paper": Plan(
+        PRETRAIN_RECIPES["paper"],
+        FINETUNE_RECIPES["paper"],
+        longer_epochs=((400, 100), (1600, None)),
+        trial_epochs=(30, 50),
+        labels={"c10": None, "c100": None},
+    ),
+    "small": Plan(
+        PRETRAIN_RECIPES["small-0.1"],
+        FINETUNE_RECIPES["small-0.1"],
+        longer_epochs=((100, None),),
+        trial_epochs=(5, 100),
+        labels={"c10": 100, "c100": 10},
+        all_label_epochs=20,
+    ),
+    "hour": Track(
+        _hour_pretrain,
+        _hour_finetune,
+        _hour_finetune.from_scratch().with_epochs(66),
+        seeds=(0, 1, 2),
+    ),
+    "gpu10": Track(
+        PRETRAIN_RECIPES["beyond"].with_epochs(300),
+        FINETUNE_RECIPES["beyond"].with_epochs(140),
+        FINETUNE_RECIPES["beyond"].from_scratch().with_epochs(280),
+        seeds=(0, 1, 2),
+    ),
+}
 
 # %% ../../nbs/68_experiments.ipynb #8e059b79
 def demo_runs(

@@ -1,0 +1,48 @@
+"""Plans for a record in a limited time obey the rules of lesson 41, and their recipes train."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from maevit_course.data import load_data
+from maevit_course.finetuning import FINETUNE_RECIPES, finetune
+from maevit_course.models import Classifier
+from maevit_course.paper.experiments import PLANS, Track, list_runs
+from maevit_course.pretraining import PRETRAIN_RECIPES, pretrain
+from maevit_course.runs import RunRecord
+from maevit_course.training import RunOptions
+
+TRACKS = {name: plan for name, plan in PLANS.items() if isinstance(plan, Track)}
+
+
+@pytest.mark.parametrize("name", TRACKS)
+def test_a_track_keeps_the_rules(name):
+    "At most 3.66 million parameters, one test of the final weights, and a control for each seed."
+    runs = {run.name: run for run in list_runs(TRACKS[name])}
+    for run in runs.values():
+        model = Classifier(run.recipe.model.encoder(), 10, run.recipe.model)
+        assert sum(p.numel() for p in model.parameters()) <= 3_660_000
+        assert run.data == "c10" and run.labels_per_class is None
+        assert run.pretrains or run.recipe.test_every >= run.recipe.epochs
+    for seed in TRACKS[name].seeds:
+        tuned, scratch = runs[f"finetune-{seed}"], runs[f"scratch-{seed}"]
+        assert tuned.start is runs[f"pretrain-{seed}"] and scratch.start is None
+        assert {tuned.recipe.seed, tuned.start.recipe.seed, scratch.recipe.seed} == {seed}
+        assert scratch.recipe.layer_decay == 1 and scratch.recipe.model == tuned.recipe.model
+        assert tuned.recipe.model.width == tuned.start.recipe.model.width
+
+
+def test_the_recipes_beyond_the_paper_train(tmp_path):
+    "A few steps at the paper's size: all parameters move, and the log stays finite."
+    train, _ = load_data("shapes", limit=8)
+    options = RunOptions(device="cpu", progress=False)
+    small = {"batch_size": 4, "precision": "fp32", "warmup_epochs": 0}
+    first = replace(PRETRAIN_RECIPES["beyond"], epochs=1, **small)
+    before = first.task(train).model.state_dict()
+    mae = pretrain(train, first, tmp_path / "mae", options)
+    assert not any(torch.equal(before[name], value) for name, value in mae.state_dict().items())
+    second = replace(FINETUNE_RECIPES["beyond"], epochs=2, **small)
+    tuned = finetune(train, train[:4], second, tmp_path / "run", tmp_path / "mae", options)
+    assert torch.isfinite(tuned.predict_logits(train.images)).all()
+    assert len(RunRecord.load(tmp_path / "run").history) == 2
