@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from .core import InputError
 from .data import denormalize, preprocess
-from .folders import IMAGE_EXTENSIONS, walk_files
+from .folders import IMAGE_EXTENSIONS, Fit, walk_files
 from .kernels import Precision, autocast
 from .models import MAE, Classifier
 from .patches import patchify
@@ -53,10 +53,10 @@ def find_images(
     return list(dict.fromkeys(found))
 
 # %% ../nbs/76_inference.ipynb #019b19a8
-def read_or_reason(path: Path, size: int) -> Tensor | str:
+def read_or_reason(path: Path, size: int, fit: Fit) -> Tensor | str:
     "Return a file as a normalised image (1, 3, size, size), or the reason why that is impossible."
     try:
-        return preprocess([path], size)
+        return preprocess([path], size, fit=fit)
     except InputError as error:
         return str(error)
 
@@ -66,6 +66,7 @@ def read_batches(
     size: int,  # side the model expects, in pixels
     progress: bool | None = None,  # see `progress_style`
     batch_size: int = 100,
+    fit: Fit = "crop",  # as in `preprocess`
 ) -> Iterator[tuple[list[Path], Tensor]]:  # files, and images (B, 3, size, size), normalised
     """Read images in batches, with a bar if there are several; leave out unreadable files.
 
@@ -78,7 +79,7 @@ def read_batches(
     with ThreadPoolExecutor() as pool:
         for start in starts:
             part = files[start : start + batch_size]
-            read = list(zip(part, pool.map(partial(read_or_reason, size=size), part)))
+            read = list(zip(part, pool.map(partial(read_or_reason, size=size, fit=fit), part)))
             images = {path: image for path, image in read if isinstance(image, Tensor)}
             unreadable += [reason for _, reason in read if isinstance(reason, str)]
             if images:
@@ -115,7 +116,7 @@ def predict_files(
     device, rows = classifier.head.weight.device, []
     classifier.eval()
     size, names = classifier.config.image_size, classifier.classes
-    for files, images in read_batches(find_images(paths), size, progress):
+    for files, images in read_batches(find_images(paths), size, progress, fit=classifier.fit):
         with autocast(device, precision):
             logits = classifier(images.to(device)).float()
         values, indices = F.softmax(logits, dim=1).topk(top)  # (B, top)
@@ -176,7 +177,7 @@ def embed_files(
     device, size = model.encoder.positions.device, model.config.image_size
     model.eval()
     found, features = list[Path](), []
-    for files, images in read_batches(find_images(paths), size, progress):
+    for files, images in read_batches(find_images(paths), size, progress, fit=model.fit):
         tokens = model.encoder(patchify(images.to(device), model.config.patch_size))
         found += files
         features.append(pools[pool](tokens).float().cpu())
@@ -231,5 +232,5 @@ def show_neighbours(
     query = embed_files(model, [image], pool)[1][0]
     similarity, index = nearest(query, features[others], n)
     chosen = [Path(image), *(files[others[i]] for i in index.tolist())]
-    pixels = denormalize(preprocess(chosen, model.config.image_size))
+    pixels = denormalize(preprocess(chosen, model.config.image_size, fit=model.fit))
     return show_images(pixels, ["query", *(f"{s:.2f}" for s in similarity.tolist())])
