@@ -143,6 +143,7 @@ def write_timm(model: MAE | Classifier, folder: Path) -> None:
         "input_size": [3, size, size],
         "interpolation": "bicubic",
         "crop_pct": 1.0,
+        "crop_mode": "border" if model.fit == "pad" else "center",
         "mean": half,
         "std": half,
         "num_classes": n,
@@ -363,7 +364,7 @@ def write_onnx(model: MAE | Classifier, path: Path, attentions: bool = False) ->
         verbose=False,
     )
     proto = program.model_proto
-    about = {"maevit_course": maevit_course.__version__, "model": model.kind}
+    about = {"maevit_course": maevit_course.__version__, "model": model.kind, "fit": model.fit}
     if isinstance(model, Classifier):
         about["classes"] = json.dumps(model.classes)
     onnx.helper.set_model_props(proto, about)
@@ -505,7 +506,9 @@ def export_model(
     """Write a model for another program, and check that it computes the same there.
 
     A classifier gives logits; an autoencoder gives embeddings: of all tokens in "onnx", of the
-    dummy patch in "timm", while "transformers" gets its decoder, too. Raises `InputError` for what
+    dummy patch in "timm", while "transformers" gets its decoder, too. Whether images that are not
+    square must be cropped or padded is recorded for "timm", and as text for "onnx", whose input is
+    square; "transformers" squeezes them, so give it square ones. Raises `InputError` for what
     the target cannot represent, without the extra `export`, and if the outputs differ.
     """
     out, model = Path(out), copy.deepcopy(model).cpu().eval()

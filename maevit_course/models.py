@@ -9,7 +9,7 @@ __all__ = ['ModelConfig', 'MAE', 'Classifier', 'save_model', 'load_model']
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from .core import InputError, fingerprint, from_saved
 from .data import ImageData, Images, preprocess
 from .decoder import Decoder
 from .encoder import Encoder
+from .folders import Fit
 from .kernels import Precision, autocast
 from .masking import random_masking
 from .patches import patchify
@@ -114,6 +115,7 @@ class SavedModel(nn.Module):
 
     kind: str  # what weights files call it
     config: ModelConfig
+    fit: Fit = "crop"  # how the training images were made square: images to predict are, too
 
     @classmethod
     def from_pretrained(
@@ -234,7 +236,8 @@ class Classifier(SavedModel):
         starts = range(0, max(1, len(several)), batch_size)  # `preprocess` refuses no images
         parts = [several[i : i + batch_size] for i in starts]
         with autocast(device, precision):
-            batches = (preprocess(part, self.config.image_size, device) for part in parts)
+            size, fit = self.config.image_size, self.fit
+            batches = (preprocess(part, size, device, fit) for part in parts)
             return torch.cat([self(x).float() for x in batches])
 
     def predict_proba(self, images: Images) -> Tensor:  # (N, classes), rows sum to 1, on the CPU
@@ -278,6 +281,8 @@ def save_model(
     header: dict[str, Any] = {"kind": model.kind, "model": asdict(model.config)}
     if isinstance(model, Classifier):
         header["classes"] = list(model.classes)
+    if model.fit != "crop":  # a header without this field means "crop", as in version 0.1
+        header["fit"] = model.fit
     # Additional fields never overwrite the header's own.
     write_atomically(Path(path), to_bytes(model.state_dict(), about | header))
 
@@ -298,6 +303,8 @@ def load_model(
         classes = about["classes"] if about["kind"] == "classifier" else []
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise InputError(f"its classes are {classes!r:.50}, not a list of names")
+        if (fit := about.get("fit", "crop")) not in get_args(Fit):
+            raise InputError(f"its fit is {fit!r:.50}, not 'crop' or 'pad'")
     except (AttributeError, KeyError, TypeError, InputError) as error:
         raise InputError(
             f"{str(source)!r} does not say which model its weights belong to ({error})"
@@ -310,6 +317,7 @@ def load_model(
                 tensors[name] = resize_positions(tensor, image_size // config.patch_size)
     is_mae = about["kind"] == "mae"
     model: Any = MAE(config) if is_mae else Classifier(config.encoder(), classes, config)
+    model.fit = fit
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
