@@ -85,7 +85,7 @@ def test_the_plan_has_nine_factors_with_three_seeds_and_two_curves():
     labels = {(t.labels_per_class, t.scratch) for t in trials}
     assert labels == {(n, scratch) for n in (10, 100, 1000, None) for scratch in (False, True)}
     epochs = {t.pretrain.epochs for t in trials if t.factor in ("base", "epochs")}
-    assert epochs == {5, 10, 20, 50, 100}
+    assert epochs == {5, 10, 30, 100}
 
 
 def test_a_trial_changes_what_it_says_and_only_length_and_seed_besides():
