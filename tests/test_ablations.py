@@ -273,6 +273,18 @@ def test_a_stopped_trial_ends_with_the_same_line(steps, toys, tmp_path, monkeypa
     assert whole["loss"] == pytest.approx(whole["masked"] + 0.1 * whole["visible"], abs=1e-4)
 
 
+def test_trials_with_one_pretraining_measure_it_once(toys, tmp_path, monkeypatch):
+    train, held_out = toys.split(0.2, seed=0)
+    lines = []
+    for pool in ("dummy", "mean"):
+        trial = tiny(model__pool=pool)
+        lines.append(run_trial(trial, train, held_out, tmp_path, OPTIONS))
+        monkeypatch.setattr(ablations, "measure_pretraining", None)
+    assert lines[0]["probe_mean"] == lines[1]["probe_mean"]
+    assert len(list(tmp_path.glob("pretrain-*"))) == 1
+    assert len(list(tmp_path.glob("finetune-*"))) == 2
+
+
 def test_a_trial_from_scratch_has_no_pretraining(toys, tmp_path):
     train, held_out = toys.split(0.2, seed=0)
     line = run_trial(replace(tiny(), scratch=True), train, held_out, tmp_path, OPTIONS)

@@ -329,6 +329,21 @@ def measure_pretraining(mae: MAE, train: ImageData, held_out: ImageData) -> dict
         results[f"probe_{pool}"] = linear_probe(a[pool], train.labels, b[pool], held_out.labels)
     return results
 
+# %% ../../nbs/32_ablations.ipynb #2938c9f1
+def measure_once(
+    mae: MAE,
+    train: ImageData,
+    held_out: ImageData,
+    file: Path,  # measures.json, in the folder of the pre-training
+) -> tuple[dict[str, float], float]:  # measures, seconds
+    "Measure a pre-trained model, or read what was measured before."
+    if not file.exists():
+        began = time.monotonic()
+        measures = measure_pretraining(mae, train, held_out)
+        write_atomically(file, json.dumps([measures, time.monotonic() - began]).encode())
+    measures, seconds = json.loads(file.read_text(encoding="utf-8"))
+    return measures, seconds
+
 # %% ../../nbs/32_ablations.ipynb #6e69edc7
 def folders(trial: Trial) -> tuple[str, str]:
     "Name the folders of both phases; trials with the same pre-training share its folder."
@@ -356,9 +371,8 @@ def run_trial(
     if not trial.scratch:
         part = train[: round(trial.share * len(train))]
         mae, seconds["pretrain"] = train_phase(trial.pretrain, part, out / first, options)
-        probing = time.monotonic()
-        measures = measure_pretraining(mae, train, held_out)
-        seconds["probe"] = time.monotonic() - probing
+        kept = out / first / "measures.json"
+        measures, seconds["probe"] = measure_once(mae, train, held_out, kept)
     options = with_time_left(options, began)
     few = train
     if trial.labels_per_class is not None:
