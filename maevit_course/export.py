@@ -46,7 +46,7 @@ def patch_kernel(
 def class_token_first(
     positions: Tensor,  # (N+1, D), the dummy patch last
 ) -> tuple[Tensor, Tensor]:  # class token (1, 1, D), positions (1, N+1, D) with a zero first
-    "Split the dummy patch's position off, and leave zeros in front for the class token."
+    "Split off the dummy patch's vector and put zeros first for the class token."
     patches, dummy = positions[:-1], positions[-1:]
     return dummy[None], torch.cat([torch.zeros_like(dummy), patches])[None]
 
