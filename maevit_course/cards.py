@@ -120,12 +120,13 @@ def card_limits(record: RunRecord) -> str:
     "Return the section about what the model cannot do."
     data, size = record.config["data"], record.config["recipe"]["model"]["image_size"]
     whole = "the whole image, padded with grey to a square and"
+    started = ", starting from pre-trained weights" if record.config.get("weights") else ""
     seen = whole if data.get("fit") == "pad" else "the middle square of an image,"
     limits = [
         f"It sees {seen} scaled to {size}×{size} pixels. Smaller things are lost.",
-        f"It has seen nothing but {data['images']:,} images from {literal(data['name'])}. How well "
-        "it works on other images has not been measured, nor whether it treats all groups of "
-        "images alike.",
+        f"This run trained on {data['images']:,} images from {literal(data['name'])}"
+        f"{started}. How well the model works on other images has not been measured, nor whether "
+        "it treats all groups of images alike.",
         f"The numbers above are those of one run, with seed {record.config['recipe']['seed']}.",
     ]
     if record.phase == "finetune":

@@ -409,7 +409,7 @@ class Embed:
         print(f"embeddings of {len(files):,} images: {self.out}")
         if self.neighbours:
             figure = show_neighbours(model, self.neighbours, files, features, pool)
-            figure.savefig(self.out.with_suffix(".png"), dpi=150)
+            figure.savefig(self.out.with_suffix(".png"), dpi=150, bbox_inches="tight")
             print(f"neighbours: {self.out.with_suffix('.png')}")
 
 # %% ../nbs/70_cli.ipynb #5d0c11ad
