@@ -500,7 +500,7 @@ def export_model(
     to: Target,
     out: str | Path,  # file to write for "onnx", folder for the others; must not exist
     attentions: bool = False,  # only for "onnx": return the attention weights too
-    int8: ImageData | None = None,  # of "onnx": write 8-bit weights, tested on these images
+    int8: ImageData | None = None,  # only for "onnx": write 8-bit weights, tested on these images
 ) -> dict[str, float]:  # "difference" of float32 to ours; with `int8` its accuracy, too
     """Write a model for another program, and check that it computes the same there.
 
