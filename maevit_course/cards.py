@@ -119,9 +119,10 @@ def card_results(record: RunRecord) -> str:
 def card_limits(record: RunRecord) -> str:
     "Return the section about what the model cannot do."
     data, size = record.config["data"], record.config["recipe"]["model"]["image_size"]
+    whole = "the whole image, padded with grey to a square and"
+    seen = whole if data.get("fit") == "pad" else "the middle square of an image,"
     limits = [
-        f"It sees the middle square of an image, scaled to {size}×{size} pixels. Smaller things "
-        "are lost.",
+        f"It sees {seen} scaled to {size}×{size} pixels. Smaller things are lost.",
         f"It has seen nothing but {data['images']:,} images from {literal(data['name'])}. How well "
         "it works on other images has not been measured, nor whether it treats all groups of "
         "images alike.",

@@ -36,6 +36,7 @@ from maevit_course.inference import (
 )
 from .inspection import inspect_source
 from .models import ModelConfig, load_model
+from .paper.ablations import reproduce_ablations
 from .paper.experiments import PLANS, demo_runs, has_record, list_runs, reproduce
 from .pretraining import PRETRAIN_RECIPES, PretrainRecipe, pretrain
 from .progress import DivergedError, RunStopped
@@ -251,8 +252,8 @@ class Reproduce:
 
     names: Annotated[tuple[str, ...], Positional] = ()  # runs to do; none does the whole plan
     # "paper" is for a GPU, "small" for two CPU cores and a few hours; "hour" takes one hour per
-    # seed on two CPU cores, and "gpu10" ten minutes on a GPU
-    scale: Literal["paper", "small", "hour", "gpu10"] = "paper"
+    # seed on two CPU cores, and "gpu10" ten minutes on a GPU; "ablations" are those of lesson 32
+    scale: Literal["paper", "small", "hour", "gpu10", "ablations"] = "paper"
     epochs: int | None = None  # epochs of the main pre-training runs; none takes the scale's
     finetune_epochs: int | None = None  # epochs of the main fine-tuning runs
     cifar10: str = "cifar10"  # "cifar10" downloads it; or an .npz file or folder that holds it
@@ -263,6 +264,8 @@ class Reproduce:
     run: OmitArgPrefixes[RunOptions] = RunOptions()
 
     def __call__(self) -> None:
+        if self.scale == "ablations":
+            return self.reproduce_ablations()
         plan = PLANS[self.scale]
         if self.epochs is not None:
             plan = replace(plan, pretrain=plan.pretrain.with_epochs(self.epochs))
@@ -278,6 +281,17 @@ class Reproduce:
         paths = {"c10": self.cifar10, "c100": self.cifar100}
         data = {name: load_data(paths[name]) for name in sorted({run.data for run in runs})}
         reproduce(runs, data, self.out or Path("runs") / self.scale, results, self.run)
+
+    def reproduce_ablations(self) -> None:
+        "Run the ablations; the names are factors. Raises `InputError` for other epochs."
+        for name in ("epochs", "finetune_epochs"):
+            if (value := getattr(self, name)) is not None:
+                raise InputError(
+                    f"{name} is {value}, but the scale 'ablations' has its own: leave it out"
+                )
+        reproduce_ablations(
+            self.names, self.cifar10, self.out, self.results, self.list_only, self.run
+        )
 
 # %% ../nbs/70_cli.ipynb #d56a1e56
 @dataclass(frozen=True)

@@ -174,6 +174,11 @@ class ImageData:
             return self.images[index], self.labels[index]
         return replace(self, images=self.images[index], labels=self.labels[index])
 
+    @property
+    def fit(self) -> Fit:
+        'Return how images that are not square were treated: "crop" or "pad".'
+        return self.prepared.get("fit", "crop")
+
     def sample(
         self,
         n: int,  # number of images to keep; all if there are fewer
@@ -349,6 +354,18 @@ OneImage = Tensor | Image.Image | str | Path
 Images = OneImage | Sequence[OneImage]
 
 # %% ../nbs/62_data.ipynb #23a7fa76
+def pad_batch(
+    images: Tensor,  # (B, C, H, W) float, 0..1
+) -> Tensor:  # (B, C, S, S), S is the longer side
+    "Fill images up to squares with the grey of `pad_image`, and leave other shapes as they are."
+    if images.ndim != 4:
+        return images
+    height, width = images.shape[-2:]
+    across, down = max(0, height - width), max(0, width - height)
+    sides = (across // 2, across - across // 2, down // 2, down - down // 2)
+    return F.pad(images, sides, value=128 / 255)
+
+
 def to_pixels(
     image: OneImage,  # a tensor is (3, H, W) or (1, H, W)
     size: int | None = None,  # as in `square_image`
@@ -357,11 +374,7 @@ def to_pixels(
     "Convert an image from any source to square pixels. Raises `InputError` if it is none."
     if isinstance(image, Tensor):
         x = to_float(image[None])
-        if fit == "pad" and x.ndim == 4:
-            height, width = x.shape[-2:]
-            left, top = max(0, height - width) // 2, max(0, width - height) // 2
-            right, bottom = max(height, width) - width - left, max(height, width) - height - top
-            x = F.pad(x, (left, right, top, bottom), value=128 / 255)
+        x = pad_batch(x) if fit == "pad" else x
         return (255 * square_batch(x, size)[0]).round().to(torch.uint8)
     if isinstance(image, Image.Image):
         array = square_image(image, size, fit)
@@ -377,19 +390,22 @@ def preprocess(
     images: Images,
     size: int,  # side the model expects, in pixels
     device: torch.device | str = "cpu",
+    fit: Fit = "crop",  # images that are not square: "crop" the middle, or "pad" with grey
 ) -> Tensor:  # (B, 3, size, size) float32, normalised
     """Normalise whole images and resize them to the model's input size, as for testing.
 
-    Images that are not square are cropped in the middle. Raises `InputError` for anything else.
+    Raises `InputError` for anything that is not an image.
     """
     if isinstance(images, Tensor):
-        batch = images[None] if images.ndim == 3 else images
-        return square_batch(normalize(batch.to(device)), size)
+        batch = (images[None] if images.ndim == 3 else images).to(device)
+        batch = pad_batch(to_float(batch)) if fit == "pad" else batch
+        return square_batch(normalize(batch), size)
     several: Any = images if isinstance(images, (list, tuple)) else [images]
     if not several:
         raise InputError(f"there are no images in {images!r}: give at least one")
     side = size if size > 64 else None  # for small models, read files as `load_data` does
-    return torch.cat([preprocess(to_pixels(image, side), size, device) for image in several])
+    pixels = [to_pixels(image, side, fit) for image in several]
+    return torch.cat([preprocess(one, size, device) for one in pixels])
 
 # %% ../nbs/62_data.ipynb #6fb44f28
 #: Fraction of the images that is held out where there are no test images.

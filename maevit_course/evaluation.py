@@ -37,7 +37,7 @@ def reconstruct(
     """
     mae.eval()
     device, patch_size = mae.decoder.head.weight.device, mae.config.patch_size
-    x = preprocess(images, mae.config.image_size, device)
+    x = preprocess(images, mae.config.image_size, device, mae.fit)
     generator = torch.Generator().manual_seed(derive_seed(seed, "masks"))
     noise = torch.rand(len(x), mae.config.n_patches, generator=generator)
     prediction, target, masked = mae(x, mask_ratio, noise.to(device))
@@ -96,7 +96,7 @@ def embed(
     model.eval()
     device, means, dummies = model.encoder.positions.device, [], []
     for part in images.split(500):
-        x = preprocess(part, model.config.image_size, device)
+        x = preprocess(part, model.config.image_size, device, model.fit)
         z = model.encoder(patchify(x, model.config.patch_size))  # (B, N+1, D)
         means.append(z[:, :-1].mean(1))
         dummies.append(z[:, -1])

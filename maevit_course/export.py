@@ -46,7 +46,7 @@ def patch_kernel(
 def class_token_first(
     positions: Tensor,  # (N+1, D), the dummy patch last
 ) -> tuple[Tensor, Tensor]:  # class token (1, 1, D), positions (1, N+1, D) with a zero first
-    "Return the dummy patch's position, and the positions with zeros first for the class token."
+    "Split off the dummy patch's vector and put zeros first for the class token."
     patches, dummy = positions[:-1], positions[-1:]
     return dummy[None], torch.cat([torch.zeros_like(dummy), patches])[None]
 
@@ -143,6 +143,7 @@ def write_timm(model: MAE | Classifier, folder: Path) -> None:
         "input_size": [3, size, size],
         "interpolation": "bicubic",
         "crop_pct": 1.0,
+        "crop_mode": "border" if model.fit == "pad" else "center",
         "mean": half,
         "std": half,
         "num_classes": n,
@@ -363,7 +364,7 @@ def write_onnx(model: MAE | Classifier, path: Path, attentions: bool = False) ->
         verbose=False,
     )
     proto = program.model_proto
-    about = {"maevit_course": maevit_course.__version__, "model": model.kind}
+    about = {"maevit_course": maevit_course.__version__, "model": model.kind, "fit": model.fit}
     if isinstance(model, Classifier):
         about["classes"] = json.dumps(model.classes)
     onnx.helper.set_model_props(proto, about)
@@ -505,8 +506,11 @@ def export_model(
     """Write a model for another program, and check that it computes the same there.
 
     A classifier returns logits. An autoencoder returns embeddings (of all tokens in "onnx", of the
-    dummy patch in "timm"); for "transformers" its decoder is included. Raises `InputError` if the
-    target cannot represent the model, without the extra `export`, and if the outputs differ.
+    dummy patch in "timm"); for "transformers" its decoder is included. Images that are not square
+    must be cropped or padded as in training: this is recorded for "timm", and as text for "onnx",
+    whose input is square; "transformers" squeezes them, so give it square ones. Raises `InputError`
+    if the target cannot represent the model, without the extra `export`, and if the outputs
+    differ.
     """
     out, model = Path(out), copy.deepcopy(model).cpu().eval()
     check_target(model, to, out, attentions, int8)

@@ -152,6 +152,7 @@ class FinetuneRecipe(Recipe):
         "Return what `Trainer` needs for fine-tuning."
         set_seed(self.seed, "weights")
         classifier = Classifier(self.model.encoder(), data.classes, self.model)
+        classifier.fit = data.fit
         if start is not None:
             classifier.encoder.load_state_dict(start.encoder.state_dict())
         freeze(classifier, self.freeze)

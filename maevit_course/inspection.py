@@ -267,9 +267,13 @@ def inspect_trained(source: str) -> list[tuple[str, str]]:  # name and text of e
     kind = "a classifier" if isinstance(model, Classifier) else "a masked autoencoder"
     classes = dict.fromkeys(getattr(model, "classes", ()), 0)
     names = ", ".join(list(classes)[:10]) + (", …" if len(classes) > 10 else "")
+    padded = ", padded to squares" if model.fit == "pad" else ""
     return [
         ("kind", f"{kind} with {n:,} parameters"),
-        ("reads", f"{sizes.image_size}×{sizes.image_size} pixels in {sizes.n_patches} patches"),
+        (
+            "reads",
+            f"{sizes.image_size}×{sizes.image_size} pixels in {sizes.n_patches} patches{padded}",
+        ),
         ("encoder", f"{sizes.depth} layers of width {sizes.width}, {sizes.heads} heads"),
         *([("classes", f"{len(classes)}: {names}")] if classes else []),
         *describe_training(config.get("recipe") or about.get("recipe", {}), config, history),

@@ -96,7 +96,8 @@ def attention_maps(
 
     The T tokens are the visible patches in the order of `keep` and the dummy patch; in the
     decoder they are all patches and the dummy patch. The model is put into evaluation mode.
-    Raises `InputError` for a part that the model does not have, and for images like `preprocess`.
+    Raises `InputError` for a part that the model does not have, or if `preprocess` rejects the
+    images.
     """
     stack: Any = get_part(model.eval(), part)
     x = preprocess(images, model.config.image_size, stack.positions.device)

@@ -66,6 +66,7 @@ class PretrainRecipe(Recipe):
         "Return what `Trainer` needs for pre-training."
         set_seed(self.seed, "weights")
         mae, n = MAE(self.model), self.model.n_patches
+        mae.fit = data.fit
         if start is not None:
             mae.load_state_dict(start.state_dict())
 

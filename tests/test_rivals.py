@@ -13,6 +13,7 @@ from maevit_course.paper.rivals import (
     CompactLayer,
     PreActivationBlock,
     SequencePool,
+    cct,
     convolutional_tokenizer,
     resnet,
     shortcut,
@@ -154,6 +155,13 @@ def test_compact_layer_equals_torchs_but_for_the_second_norm():
     nn.init.zeros_(theirs.linear2.weight), nn.init.zeros_(theirs.linear2.bias)
     y = theirs(x)
     torch.testing.assert_close(layer(x), prenorm - y + layer.norm2(y), atol=1e-5, rtol=1e-5)
+
+
+def test_a_transformer_may_have_one_layer():
+    "Stochastic depth grows from layer to layer; a single layer has none."
+    model = cct(10, n_convolutions=2, depth=1)
+    assert [layer.drop_path.p for layer in model.layers] == [0.0]
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_stochastic_depth_skips_both_halves_of_single_images():

@@ -173,6 +173,7 @@ _hour_finetune = replace(
     optimizer="muon",
     patch_dropout=0.5,
     patch_dropout_until=0.5,
+    model=replace(FINETUNE_RECIPES["small-0.1"].model, pool="mean"),
 )
 
 PLANS: dict[str, Plan | Track] = {

@@ -148,7 +148,7 @@ class CompactLayer(TransformerLayer):
         width: int,  # D
         heads: int,  # H, divides D
         mlp_ratio: float,  # hidden width of the MLP divided by D
-        drop_path: float = 0.0,  # probability of skipping a half, for each image by itself
+        drop_path: float = 0.0,  # probability of skipping a sublayer, for each image by itself
     ):
         super().__init__(width, heads, mlp_ratio, dropout=0.0, attention_dropout=0.1)
         self.attention.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -228,8 +228,8 @@ class CompactTransformer(nn.Module):
         self.head = linear_head(width, n_classes)
         self.tokenizer = tokenizer
         self.class_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
-        self.positions = nn.Parameter(torch.empty(n_tokens + class_token, width))
-        rates = [0.1 * i / (depth - 1) for i in range(depth)]  # stochastic depth
+        self.positions = nn.Parameter(torch.empty(n_tokens + (1 if class_token else 0), width))
+        rates = [0.1 * i / max(1, depth - 1) for i in range(depth)]  # stochastic depth
         self.layers = nn.ModuleList(CompactLayer(width, heads, mlp_ratio, rate) for rate in rates)
         self.norm = nn.LayerNorm(width)
         self.pool = None if class_token else SequencePool(width)

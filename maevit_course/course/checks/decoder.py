@@ -75,14 +75,13 @@ insert_mask_tokens = Check(
         ),
         ("the dummy patch is missing: the board has N + 1 places", scattered),
         (
-            "the last place holds the mask embedding; "
-            "it belongs to the dummy patch, the last row of `z`",
+            "the last row holds the mask token; it belongs to the dummy patch, the last row of `z`",
             lambda z, keep, m, n: torch.cat(
                 [scattered(z, keep, m, n), m.expand(len(z), 1, -1)], dim=1
             ),
         ),
         (
-            "the holes hold zeros; they should hold the mask embedding",
+            "the masked positions hold zeros; they should hold the mask token",
             lambda z, keep, m, n: decoder.insert_mask_tokens(z, keep, 0 * m, n),
         ),
         (
@@ -132,11 +131,11 @@ mask_gradient = Check(
             lambda arrived, masked: arrived[:, :-1][masked].mean(0),
         ),
         (
-            "takes the visible places; there the mask embedding was never used",
+            "takes the visible positions, where the mask token was never used",
             lambda arrived, masked: arrived[:, :-1][~masked].sum(0),
         ),
         (
-            "takes all places; only the holes hold the mask embedding",
+            "takes all positions, but only the masked ones hold the mask token",
             lambda arrived, masked: arrived.sum((0, 1)),
         ),
         (
@@ -144,7 +143,7 @@ mask_gradient = Check(
             lambda arrived, masked: arrived[:, :-1][masked].sum(0) + arrived[:, -1].sum(0),
         ),
         (
-            "gives one sum for each image; there is only one mask embedding for all of them",
+            "gives one sum for each image; there is only one mask token for all of them",
             lambda arrived, masked: (arrived[:, :-1] * masked[..., None]).sum(1),
         ),
     ],

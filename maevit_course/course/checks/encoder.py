@@ -109,7 +109,7 @@ def count(
     last_norm: bool = True,  # whether a LayerNorm precedes the last projection
     projection_biases: bool = False,  # whether the first and the last projection have biases
 ) -> int:
-    "Count the encoder's parameters; the optional arguments imitate what is easily forgotten."
+    "Count the encoder's parameters; the optional arguments imitate common omissions."
     hidden = int(width * mlp_ratio)
     layer = (
         4 * width**2

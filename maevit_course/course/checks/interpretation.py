@@ -35,7 +35,7 @@ weights_of_heads = Check(
             lambda q, k: (q @ k.mT / q.shape[-1] ** 0.5).softmax(-2),
         ),
         (
-            "the keys ask and the queries answer; a row belongs to a query",
+            "exchanges queries and keys; a row belongs to a query",
             lambda q, k: (k @ q.mT / q.shape[-1] ** 0.5).softmax(-1),
         ),
         (
@@ -101,7 +101,7 @@ roll_out = Check(
     cases=[(two_layers,), (layers,)],
     mistakes=[
         (
-            "multiplies in the wrong order: a later layer stands to the left of an earlier one",
+            "multiplies in the wrong order: a later layer goes to the left of an earlier one",
             lambda maps: product(maps, flip=True),
         ),
         (

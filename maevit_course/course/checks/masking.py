@@ -58,7 +58,7 @@ keep_places = Check(
 
 # %% ../../../nbs/checks/12_masking.ipynb #2a55cafe
 def show_everywhere(keep: Tensor, n_patches: int) -> Tensor:
-    "Index all images with the positions of all images (a mistake)."
+    "Index all images with the indices of all images (a mistake)."
     masked = torch.ones(len(keep), n_patches, dtype=torch.bool)
     masked[:, keep] = False
     return masked

@@ -156,7 +156,7 @@ layer_norm = Check(
 def use_halves(answer, x):
     """Apply an answer to `x` with simple parts instead of learned ones.
 
-    The norms differ in gain, a mean over the tokens replaces attention and a ReLU the MLP.
+    The norms differ in gain, a mean over tokens replaces attention, and a ReLU the MLP.
     Raises `ValueError` if the answer changes its input.
     """
     before = x.clone()
