@@ -20,11 +20,10 @@ from .masking import random_masking
 
 # %% ../nbs/25_hooks.ipynb #500b874a
 class Hook:
-    """Something that the training loop calls at fixed points; a subclass overrides what it needs.
+    """Methods that the training loop calls at fixed points; a subclass overrides some of them.
 
-    `learner` is the `Learner` that trains.
-    A hook that keeps tensors from step to step returns them from `state_dict`, so that a resumed
-    run continues with them.
+    `learner` is the `Learner` that trains. A hook that keeps tensors from step to step returns
+    them from `state_dict`, so that a resumed run continues with them.
     """
 
     def on_start(self, learner: Any) -> None:
@@ -55,7 +54,7 @@ class Hook:
 
 # %% ../nbs/25_hooks.ipynb #11934810
 class ClipGradients(Hook):
-    "Scale the gradient down to a largest norm; leave one that has overflowed as it is."
+    "Scale the gradient down to a largest norm; a gradient that has overflowed stays unchanged."
 
     def __init__(self, largest: float):
         self.largest = largest
@@ -77,7 +76,7 @@ class EMA(Hook):
         self.averaged, self.steps = copy.deepcopy(learner.model), 0
 
     def after_step(self, learner: Any) -> None:
-        # as `AveragedModel`, whose counter is a tensor that a GPU would have to wait for
+        # like `AveragedModel`, but its counter is a tensor, for which the CPU would wait
         average = get_ema_multi_avg_fn(self.decay if self.steps else 0.0)
         average(list(self.averaged.parameters()), list(learner.model.parameters()), None)
         self.steps += 1
@@ -119,13 +118,13 @@ class Mix(Hook):
 class PatchDropout(Hook):
     """Let a classifier train on a random part of the patches during the first epochs.
 
-    Raises `InputError` if the ratio leaves out no patch or all of them.
+    Raises `InputError` if the ratio drops no patch or all of them.
     """
 
     def __init__(
         self,
         n: int,  # patches per image
-        ratio: float,  # fraction of the patches to leave out
+        ratio: float,  # fraction of the patches to drop
         epochs: int,  # later epochs read all patches
         world: World = World(),
     ):

@@ -36,7 +36,7 @@ class PretrainRecipe(Recipe):
     base_lr: float = 1.5e-4  # learning rate for a batch of 256 (Eq. 2)
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's betas
     crop_scale: tuple[float, float] = (0.6, 1.0)  # smallest and largest crop, as area fractions
-    mask_ratio: float = 0.75  # fraction of patches to hide
+    mask_ratio: float = 0.75  # fraction of patches to mask
     alpha: float = 0.1  # discount on visible patches (Eq. 1)
     model: ModelConfig = ModelConfig()  # sizes of encoder and decoder
 
@@ -60,7 +60,7 @@ class PretrainRecipe(Recipe):
     def task(
         self,
         data: ImageData,  # training images
-        start: MAE | None = None,  # model whose weights to start from; drawn at random if None
+        start: MAE | None = None,  # model with the initial weights; random weights if None
         world: World = World(),
     ) -> Task:
         "Return what `Trainer` needs for pre-training."

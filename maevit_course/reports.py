@@ -97,7 +97,7 @@ def show_curves(
     histories: dict[str, list[dict]],  # logged epochs by the run's name
     fields: tuple[str, ...],  # fields to plot, each in its own panel
 ) -> plt.Figure:
-    """Plot curves over the epochs, leaving out fields that no run has logged.
+    """Plot curves over the epochs, without fields that no run has logged.
 
     Raises `InputError` if no field is left.
     """

@@ -84,7 +84,7 @@ def check_recipe(recipe: "Recipe") -> None:
 # %% ../nbs/22_training.ipynb #d8573e0d
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    "Training settings of both phases; their own recipes add fields and the paper's values."
+    "Training settings of both phases; each phase's recipe adds fields and the paper's values."
 
     epochs: int  # passes over the training images
     warmup_epochs: float  # epochs of linear warm-up
@@ -166,7 +166,7 @@ def split_groups(
     groups: list[dict],  # parameter groups, see `decay_groups`
     chosen: Collection[nn.Parameter],
 ) -> tuple[list[dict], list[dict]]:  # groups of the other parameters, groups of the chosen ones
-    "Split each parameter group in two; leave out what is empty."
+    "Split each parameter group in two, without empty groups."
     ids = {id(p) for p in chosen}
     parts: tuple[list[dict], list[dict]] = ([], [])
     for group in groups:
@@ -181,7 +181,7 @@ Transform = Callable[[Tensor], Tensor]
 # %% ../nbs/22_training.ipynb #b64a9e12
 @dataclass(frozen=True)
 class Task:
-    "A phase, ready to train: what `Trainer` needs besides recipe and data."
+    "Model, loss, parameter groups, augmentation and hooks of a phase, as `Trainer` needs them."
 
     model: nn.Module
     loss_fn: LossFn
@@ -193,9 +193,10 @@ class Task:
 # %% ../nbs/22_training.ipynb #8ea28679
 @dataclass(frozen=True)
 class Batches:
-    """The batches of a data set, which depend on nothing but the seed and their number.
+    """Batches of a data set that depend only on the seed and their number.
 
-    Images that do not fill a last batch are left out. Raises `InputError` for too few images.
+    The last batch of an epoch is dropped if it is incomplete. Raises `InputError` if there are
+    fewer images than the batch size.
     """
 
     data: ImageData  # on the device
@@ -282,7 +283,7 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> 
 
 # %% ../nbs/22_training.ipynb #a8d07e5b
 class Learner:
-    "A model that learns: its loss, optimizers, schedule and hooks, and how far it has come."
+    "Model, loss, optimizers, schedule and hooks of a run, with its position and its losses."
 
     def __init__(
         self,
@@ -314,7 +315,7 @@ class Learner:
 
     @property
     def result(self) -> nn.Module:
-        "Return the model to evaluate and save: the trained one, or what a hook makes of it."
+        "Return the model to evaluate and save: the trained model, or one that a hook provides."
         results = (hook.result() for hook in self.hooks)
         return next((model for model in results if model is not None), self.model)
 
@@ -384,7 +385,7 @@ class Learner:
 
 # %% ../nbs/22_training.ipynb #428288fb
 class Checkpoints:
-    "Save a learner and its losses in the folder of its run, and continue from there."
+    "Save a learner and its losses in the folder of its run, and load them from there."
 
     def __init__(
         self,
@@ -463,7 +464,7 @@ def memory_errors(
     n: int,  # number of training images
     batch_size: int,
 ) -> Iterator[None]:
-    "Turn a lack of memory into an `InputError` that says what to change."
+    "Turn an out-of-memory error into an `InputError` that says what to change."
     try:
         yield
     except torch.OutOfMemoryError:
@@ -474,7 +475,7 @@ def memory_errors(
 
 # %% ../nbs/22_training.ipynb #68b0e4fc
 class Trainer:
-    """Trains a task by a recipe, with its data, in the folder of a run.
+    """Train a task with a recipe and its data, in the folder of a run.
 
     Raises `InputError` for too few images or too little memory on the device.
     """
@@ -502,8 +503,8 @@ class Trainer:
         self,
         evaluate: Evaluate | None = None,  # called with the result so far
         finish: Callable[[nn.Module], None] | None = None,  # called with the final result
-    ) -> nn.Module:  # the trained model, or what a hook makes of it
-        """Train until the recipe's last epoch, from the newest checkpoint on.
+    ) -> nn.Module:  # the trained model, or one that a hook provides
+        """Train from the newest checkpoint to the recipe's last epoch.
 
         Raises `RunStopped` after a requested stop, `DivergedError` for a loss or a weight that is
         not finite or an fp16 scale of 0, and `InputError` for too little memory. All processes

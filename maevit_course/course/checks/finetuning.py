@@ -78,7 +78,7 @@ smoothed_cross_entropy = Check(
 
 # %% ../../../nbs/checks/24_finetuning.ipynb #a6f135cf
 def hits(logits: Tensor, labels: Tensor, k: int, largest: bool = True) -> Tensor:  # (N, k) bool
-    "Return whether the first, second, … guess is right."
+    "Return whether the first, second, … guess is correct."
     return logits.topk(k, dim=1, largest=largest).indices == labels[:, None]
 
 
@@ -120,7 +120,7 @@ top_k_accuracy = Check(
 
 # %% ../../../nbs/checks/24_finetuning.ipynb #c628f4b3
 def encoder_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    "Return the tensors of the encoder, without the beginning of their names."
+    "Return the tensors of the encoder, without the prefix of their names."
     return {
         name.removeprefix("encoder."): tensor
         for name, tensor in tensors.items()

@@ -60,7 +60,7 @@ length_of_run = Check(
 
 # %% ../../../nbs/checks/23_pretraining.ipynb #4f9defde
 def write_recipe(n: int, side: int, patch: int, batch: int, **changes) -> PretrainRecipe:
-    "Return the right recipe with some changes."
+    "Return the correct recipe with some changes."
     epochs = math.ceil(140_000 / (n // batch))
     fields = {
         "epochs": epochs,

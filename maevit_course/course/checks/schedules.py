@@ -117,7 +117,7 @@ learning_rate = Check(
 def first_step(
     warmup: int, total: int, share: float, start: int, low_enough: Callable
 ) -> int | None:
-    "Find the first step from `start` on whose rate, as a fraction of the peak, is low enough."
+    "Find the first step from `start` on whose rate, relative to the peak, is low enough."
     schedule = WarmupCosine(1.0, warmup, total, share)
     return next((step for step in range(start, total) if low_enough(schedule(step))), None)
 
@@ -168,12 +168,12 @@ half_way = Check(
 def by_height(
     height_of: Callable, power: Callable = lambda height, depth: depth + 1 - height
 ) -> Callable:
-    "Build an answer from a parameter's height and the power of the decay at that height."
+    "Build an answer from a parameter's layer index and the power of the decay at that index."
     return lambda name, depth, decay: decay ** power(height_of(name, depth), depth)
 
 
 def one_digit(name: str, depth: int) -> int:
-    "Return the height of a parameter, but read only the first digit of its layer's number."
+    "Return the layer index of a parameter, but read only the first digit of its number."
     short = name.removeprefix("encoder.")
     return int(short[7]) + 1 if short.startswith("layers.") else layer_index(name, depth)
 

@@ -83,7 +83,7 @@ def batches_from(
 
 
 def shuffled(n: int, *parts: int | str) -> Tensor:
-    "Return a random order that depends on the parts alone."
+    "Return a random order that depends only on the parts."
     return torch.randperm(n, generator=torch.Generator().manual_seed(derive_seed(*parts)))
 
 
@@ -94,7 +94,7 @@ def after_seeding(n: int, *parts: int | str) -> Tensor:
 
 # %% ../../../nbs/checks/22_training.ipynb #d5107b9c
 def look_at_batches(answer: Callable, n_images: int, batch_size: int) -> dict:
-    "Collect what must be true of the batches of an epoch, whatever the seeds are."
+    "Return properties that the batches of an epoch must have, whatever the seeds are."
     batches = lambda epoch, seed: [
         [int(i) for i in batch] for batch in answer(n_images, batch_size, epoch, seed)
     ]
@@ -183,11 +183,11 @@ def train_steps(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, 
 
 
 def restore_and_finish(answer: Callable, done: int, total: int) -> dict:
-    "Take a snapshot after `done` steps, resume from it and return what that run ends with."
+    "Take a snapshot after `done` steps, resume from it and return the final state of that run."
     model, optimizer = fresh()
     train_steps(model, optimizer, 0, done)
     state = answer(model, optimizer, done)
-    train_steps(model, optimizer, done, total)  # training goes on after the snapshot
+    train_steps(model, optimizer, done, total)  # training continues after the snapshot
     model, optimizer = fresh()
     model.load_state_dict(state["model"])
     if "optimizer" in state:
@@ -253,7 +253,7 @@ snapshot = Check(
 
 # %% ../../../nbs/checks/22_training.ipynb #e448c387
 class WatchedLoss:
-    "Mean loss that records the largest piece and the largest number of graphs alive at once."
+    "Mean loss that records the largest piece and the largest number of graphs kept at once."
 
     def __init__(self):
         self.largest, self.alive, self.most_alive = 0, 0, 0
@@ -271,7 +271,7 @@ class WatchedLoss:
 
 
 def take_large_steps(answer: Callable, batch: int, piece: int) -> dict:
-    "Take two steps of SGD and return the weights and what the steps kept in memory."
+    "Take two steps of SGD; return the weights and the sizes that the loss recorded."
     set_seed(0, "large steps")
     model, loss_fn = nn.Linear(4, 3), WatchedLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -376,7 +376,7 @@ def stream(pieces: list[bytes], fails: bool) -> Iterator[bytes]:
 
 
 def write_and_look(answer: Callable, pieces: list[bytes], fails: bool) -> dict:
-    "Replace a file and return what its folder holds afterwards."
+    "Replace a file and return the content of its folder afterwards."
     with tempfile.TemporaryDirectory() as folder:
         path, renamed, error = Path(folder) / "weights", [], None
         path.write_bytes(b"old")
