@@ -187,7 +187,7 @@ def read_csv(path: Path) -> ImageFiles:  # path: a CSV file with the columns pat
             raise InputError(f"line {line} of {str(path)!r} lists {name!r} a second time")
         labels[file] = label
     if not labels:
-        raise InputError(f"{str(path)!r} lists no images")
+        raise InputError(f"{str(path)!r} lists no images: add one line per image")
     classes = tuple(sorted(set(labels.values()), key=class_order))
     return with_classes(list(labels), list(labels.values()), classes)
 

@@ -107,8 +107,14 @@ def predict_files(
 ) -> list[dict[str, Any]]:  # "path", and most probable first "classes" and "probabilities" (0..1)
     """Classify image files with flat memory; leave out unreadable ones with a warning.
 
-    Raises `InputError` if there are no images, or if `top` is not between 1 and all classes.
+    Raises `InputError` if there are no images, if `top` is not between 1 and all classes, or if
+    the model has no classes.
     """
+    if not isinstance(classifier, Classifier):
+        raise InputError(
+            f"a model of the type {type(classifier).__name__} has no classes to predict: "
+            "fine-tune it first, or use embed_files"
+        )
     if not 1 <= top <= len(classifier.classes):
         raise InputError(
             f"top is {top} but must be between 1 and the {len(classifier.classes)} classes"

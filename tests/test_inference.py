@@ -116,6 +116,11 @@ def test_the_nearest_neighbour_is_a_copy_of_the_image(photos, tmp_path):
         show_neighbours(mae, image, [image], features[:1])
 
 
+def test_an_autoencoder_predicts_no_classes(photos):
+    with pytest.raises(InputError, match="MAE has no classes"):
+        predict_files(load_model("c10-small"), [photos])
+
+
 WRONG = {
     "predict --weights c10-small-classifier nowhere": "'nowhere'",
     "predict --weights c10-small-classifier empty": "no images in 'empty'",
