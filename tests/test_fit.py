@@ -138,3 +138,12 @@ def test_predict_pads_from_the_command_line(runs, files, tmp_path):
     assert main([*words, "--out", str(out)]) == 0
     wide, square = json.loads(out.read_text())
     assert wide["probabilities"] == pytest.approx(square["probabilities"], abs=1e-6)
+
+
+def test_evaluation_follows_the_fit_of_the_weights(runs, capsys):
+    words = ["evaluate", "--weights", str(runs / "classifier"), "--data", str(runs / "photos")]
+    losses = {}
+    for fit in ((), ("--fit", "pad"), ("--fit", "crop")):
+        assert main([*words, "--json", "--device", "cpu", *fit]) == 0
+        losses[fit] = json.loads(capsys.readouterr().out)["cross_entropy"]
+    assert losses[()] == losses["--fit", "pad"] != losses["--fit", "crop"]
