@@ -104,7 +104,7 @@ def held_out(
         held[members[: min(max(round(fraction * len(members)), 1), len(members) - 1)]] = True
     return held.to(labels.device)
 
-
+# %% ../nbs/62_data.ipynb #3ccbf8cc
 def read_pairs(
     dataset: Dataset,  # as in `ImageData.from_dataset`
     size: int | None,
@@ -308,7 +308,7 @@ def pad_image(image: Image.Image, side: int) -> Image.Image:
     square.paste(inner, ((side - width) // 2, (side - height) // 2))
     return square
 
-
+# %% ../nbs/62_data.ipynb #1e06b3ec
 def square_image(
     image: Image.Image,
     size: int | None = None,  # side of the result; None: the shorter side, at most 64 pixels
@@ -331,7 +331,7 @@ def square_image(
         image = ImageOps.fit(image, sides, bicubic) if crop else pad_image(image, side)
     return np.asarray(image)
 
-
+# %% ../nbs/62_data.ipynb #ad3e79cd
 def read_image(
     path: str | Path,
     size: int | None = None,  # as in `square_image`
@@ -474,7 +474,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             f"{str(path)!r} cannot be read as an .npz of plain arrays: {reason}"
         ) from None
 
-
+# %% ../nbs/62_data.ipynb #60d4c272
 def array_classes(
     path: Path,
     arrays: dict[str, np.ndarray],
@@ -494,7 +494,7 @@ def array_classes(
         )
     return tuple(str(c) for c in arrays.get("class_names", range(n_classes))) if keys else ()
 
-
+# %% ../nbs/62_data.ipynb #94ff8a73
 def load_npz(path: Path) -> tuple[ImageData, ImageData]:  # training and test images
     """Read an .npz file of grey or colour images, in MedMNIST's layout or without splits.
 
@@ -520,7 +520,7 @@ def load_npz(path: Path) -> tuple[ImageData, ImageData]:  # training and test im
     )
     return train, held
 
-
+# %% ../nbs/62_data.ipynb #bf74bf64
 def with_test(whole: ImageData) -> tuple[ImageData, ImageData]:  # training and test images
     "Hold images out for testing and record it in both parts."
     train, test, record = hold_out(whole, whole.name)
@@ -573,7 +573,7 @@ class Rows(Dataset):
         row = self.table[index]
         return row[self.image] if self.label is None else (row[self.image], row[self.label])
 
-
+# %% ../nbs/62_data.ipynb #27bd181a
 def is_hugging_face(path: Path) -> bool:
     "Return whether `datasets` has saved a data set in this folder."
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
@@ -602,7 +602,7 @@ def load_hugging_face(
     parts = [Rows(table, str(path)) for table in (splits["train"], *tests[:1])]
     return from_datasets(parts, path.name, size, fit)
 
-
+# %% ../nbs/62_data.ipynb #d520d673
 def from_datasets(
     parts: Sequence[Dataset],  # training images and, if there are any, test images
     name: str | None = None,

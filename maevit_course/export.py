@@ -250,7 +250,7 @@ def vit_decoder(model: MAE) -> dict[str, Tensor]:
         "decoder.decoder_pred.bias": head.new_zeros(len(head)),
     }
 
-
+# %% ../nbs/51_export.ipynb #d4e0d2ef
 def vit_sizes(config: ModelConfig) -> dict[str, Any]:
     "Return the sizes of the encoder by transformers' names."
     return {

@@ -167,12 +167,12 @@ def csv_rows(path: Path) -> Iterator[tuple[int, str, str]]:  # line number, path
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{str(path)!r} cannot be read as a CSV file: {error}") from None
 
-
+# %% ../nbs/73_folders.ipynb #aaae7792
 def class_order(name: str) -> tuple:
     "Sort numbers numerically and before all other names."
     return (0, int(name), name) if name.isdecimal() else (1, 0, name)
 
-
+# %% ../nbs/73_folders.ipynb #dc848edb
 def read_csv(path: Path) -> ImageFiles:  # path: a CSV file with the columns path and label
     "List the images in a CSV file. Raises `InputError` for a missing file or one listed twice."
     labels: dict[Path, str] = {}
@@ -299,7 +299,7 @@ def read_cached(
         return None
     return images if fingerprint(images) == checksum else None
 
-
+# %% ../nbs/73_folders.ipynb #35d09544
 def write_cached(
     entry: Path,
     key: str,  # see `files_key`

@@ -209,7 +209,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{str(file)!r} cannot be read ({error}): give a run's folder") from None
     return config
 
-
+# %% ../nbs/74_inspection.ipynb #ae43df98
 def describe_training(
     recipe: dict[str, Any],  # as a run or a weights file has saved it
     config: dict[str, Any],  # settings of the run, or {}
@@ -250,7 +250,7 @@ def usage(model: Any, source: str) -> list[tuple[str, str]]:  # name and text of
         ("in Python", f'MAE.from_pretrained("{source}").encoder'),
     ]
 
-
+# %% ../nbs/74_inspection.ipynb #47c11eb6
 def inspect_trained(source: str) -> list[tuple[str, str]]:  # name and text of each line
     "Describe weights or a run; see `inspect_source`."
     folder, has_run = Path(source), (Path(source) / "config.json").is_file()

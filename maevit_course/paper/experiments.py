@@ -66,7 +66,7 @@ class Plan:
 
 # %% ../../nbs/68_experiments.ipynb #ded7b119
 def pretraining_run(data: str, plan: Plan, epochs: int | None = None) -> Experiment:
-    "Return a main pre-training run, or one of another length."
+    "Return a main pre-training run, or one with a different number of epochs."
     if epochs is None:
         return Experiment(data, data, plan.pretrain)
     return Experiment(f"{data}-{epochs}", data, plan.pretrain.with_epochs(epochs))

@@ -46,7 +46,7 @@ def scattered(z: Tensor, keep: Tensor, mask_embedding: Tensor, n_patches: int) -
     "Assemble the input of the decoder without the dummy patch, (B, N, D)."
     return decoder.insert_mask_tokens(z, keep, mask_embedding, n_patches)[:, :-1]
 
-
+# %% ../../../nbs/checks/14_decoder.ipynb #0c1b96e9
 insert_mask_tokens = Check(
     "insert_mask_tokens",
     reference=lambda z, keep, m, n: decoder.insert_mask_tokens(z, keep, m, n),

@@ -53,7 +53,7 @@ def input_with(places, dummy) -> Callable:
         [x + places(x, keep, p), dummy(x, p).expand(len(x), 1, -1)], dim=1
     )
 
-
+# %% ../../../nbs/checks/13_encoder.ipynb #8b530be7
 encoder_input = Check(
     "encoder_input",
     reference=lambda x, keep, p: encoder.add_positions(x, keep, p),
@@ -156,7 +156,7 @@ def rows_in(order, dummy_first: bool = False):
 
     return answer
 
-
+# %% ../../../nbs/checks/13_encoder.ipynb #c7d9fab8
 reading_order = Check(
     "reading_order",
     reference=rows_in(lambda keep: keep.argsort(1)),

@@ -28,7 +28,7 @@ def only_others(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     wanted = right * (1 - smoothing) + (1 - right) * smoothing / (logits.shape[1] - 1)
     return -(wanted * logits.log_softmax(1)).sum(1).mean()
 
-
+# %% ../../../nbs/checks/24_finetuning.ipynb #f441a471
 four = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
 places = torch.tensor([1, 4, 0, 2])
 smoothed_cross_entropy = Check(
@@ -127,7 +127,7 @@ def encoder_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if name.startswith("encoder.")
     }
 
-
+# %% ../../../nbs/checks/24_finetuning.ipynb #fe0a8e70
 names = (
     "encoder.embed.weight",
     "encoder.positions",
@@ -184,7 +184,7 @@ def curve(recipe: FinetuneRecipe, steps: int, peak: float | None = None) -> Warm
     peak = scaled_lr(recipe.base_lr, recipe.batch_size) if peak is None else peak
     return WarmupCosine(peak, round(recipe.warmup_epochs * steps), recipe.epochs * steps)
 
-
+# %% ../../../nbs/checks/24_finetuning.ipynb #10d9a0cd
 paper, small = FinetuneRecipe(), FINETUNE_RECIPES["small"]
 learning_rate_of = Check(
     "learning_rate_of",

@@ -36,7 +36,7 @@ def patch_errors(prediction: Tensor, target: Tensor) -> Tensor:  # (B, N)
     "Return the mean squared error of each patch."
     return (prediction - target).square().mean(-1)
 
-
+# %% ../../../nbs/checks/16_loss.ipynb #824a2179
 masked_error = Check(
     "masked_error",
     reference=lambda p, t, m: patch_errors(p, t)[m].mean(),
@@ -132,7 +132,7 @@ def gradient(prediction: Tensor, target: Tensor, masked: Tensor, alpha: float) -
     reconstruction_loss(guess, target, masked, alpha)["loss"].backward()
     return guess.grad
 
-
+# %% ../../../nbs/checks/16_loss.ipynb #ca59511e
 feels_no_pull = Check(
     "feels_no_pull",
     reference=lambda p, t, m, a: (gradient(p, t, m, a) == 0).all(-1),
@@ -185,7 +185,7 @@ def normalised(
     variance = x.var(axis, keepdim=True, unbiased=unbiased)
     return (x - x.mean(axis, keepdim=True)) / (variance + epsilon) ** 0.5
 
-
+# %% ../../../nbs/checks/16_loss.ipynb #382b4791
 # (2, 7, 4): the last patch has a single colour
 flat = torch.cat([example()[1], torch.full((2, 1, 4), 0.25)], dim=1)
 normalise_patches = Check(

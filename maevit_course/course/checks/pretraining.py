@@ -70,7 +70,7 @@ def write_recipe(n: int, side: int, patch: int, batch: int, **changes) -> Pretra
     }
     return PretrainRecipe(**fields | changes)
 
-
+# %% ../../../nbs/checks/23_pretraining.ipynb #741ffd18
 recipe_for = Check(
     "recipe_for",
     reference=write_recipe,
@@ -156,7 +156,7 @@ def hide(batch: int, n: int, kept: int) -> Tensor:  # (batch, n) bool
     order = torch.rand(batch, n, generator=torch.Generator().manual_seed(n)).argsort(1)
     return order >= kept
 
-
+# %% ../../../nbs/checks/23_pretraining.ipynb #7c1e7d6c
 # each patch holds its own number, twice
 numbered = torch.arange(3 * 25.0).reshape(3, 25, 1).repeat(1, 1, 2)
 nearest_seen = Check(

@@ -32,7 +32,7 @@ def every_pixel(x: Tensor, stride: int) -> Tensor:
     "Keep every `stride`-th pixel."
     return x[:, :, ::stride, ::stride]
 
-
+# %% ../../../nbs/checks/33_rivals.ipynb #d03ba863
 shortcut = Check(
     "shortcut",
     reference=rivals.shortcut,
@@ -138,7 +138,7 @@ def product_of_kernels(layers) -> int:
         size *= kernel
     return size
 
-
+# %% ../../../nbs/checks/33_rivals.ipynb #2382c692
 receptive_field = Check(
     "receptive_field",
     reference=field,

@@ -121,7 +121,7 @@ def first_step(
     schedule = WarmupCosine(1.0, warmup, total, share)
     return next((step for step in range(start, total) if low_enough(schedule(step))), None)
 
-
+# %% ../../../nbs/checks/20_schedules.ipynb #a9047d2d
 half_way = Check(
     "half_way",
     reference=lambda w, t, share: first_step(w, t, share, w, lambda rate: rate <= 0.5),
@@ -177,7 +177,7 @@ def one_digit(name: str, depth: int) -> int:
     short = name.removeprefix("encoder.")
     return int(short[7]) + 1 if short.startswith("layers.") else layer_index(name, depth)
 
-
+# %% ../../../nbs/checks/20_schedules.ipynb #4d4f58af
 layer_scale = Check(
     "layer_scale",
     reference=by_height(layer_index),

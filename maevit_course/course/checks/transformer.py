@@ -171,7 +171,7 @@ def use_halves(answer, x):
         raise ValueError("it changes its own input; write `x = x + …`, not `x += …`")
     return result
 
-
+# %% ../../../nbs/checks/11_transformer.ipynb #fc25af37
 pre_norm_layer = Check(
     "pre_norm_layer",
     reference=lambda x, n1, a, n2, m: (y := x + a(n1(x))) + m(n2(y)),
