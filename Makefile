@@ -34,7 +34,7 @@ notebooks: $(INSTALLED) ## run the notebooks in place (all, or ARGS="nbs/60_core
 	$(BIN)/nbdev_export
 	$(BIN)/python tools/notebooks.py readme
 
-badges: $(INSTALLED) ## write Colab's badges anew (after a change of user, repo or branch in settings.ini), and the README
+badges: $(INSTALLED) ## write Colab's badges and the folding of cells anew (after a change in settings.ini or of `#| fold`), and the README
 	$(BIN)/python tools/notebooks.py badges
 	$(BIN)/python tools/notebooks.py readme
 

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from notebooks import directives, find_notebooks, is_skipped, run_notebook
+from notebooks import FOLDED, directives, find_notebooks, is_folded, is_skipped, run_notebook
 
 SECONDS = 1500  # for a busy machine; alone, each takes less than a minute
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -34,10 +34,10 @@ def agree(stored, now, varies):
 
 
 @pytest.mark.parametrize("path", find_notebooks(), ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_notebook(path, tmp_path):
+def test_notebook(path, tmp_path, cifar10_or_none):
     stored, error = nbformat.read(path, as_version=4), None
     try:
-        now = run_notebook(path, cwd=tmp_path, seconds=SECONDS)
+        now = run_notebook(path, cwd=tmp_path, seconds=SECONDS, cifar=cifar10_or_none)
     except CellTimeoutError as e:
         error = f"not done after {SECONDS} s. {e}"
     except (CellExecutionError, DeadKernelError) as e:
@@ -49,7 +49,7 @@ def test_notebook(path, tmp_path):
         f"{b.source}\n--- stored ---\n{printed(a)}\n--- now ---\n{printed(b)}"
         for a, b in zip(stored.cells, now.cells)
         if b.cell_type == "code"
-        and not is_skipped(b)
+        and not is_skipped(b, cifar=cifar10_or_none is not None)
         and not agree(printed(a), printed(b), "varies" in directives(b))
     ]
     if differ:
@@ -64,3 +64,12 @@ def test_comparison_of_outputs_sees_words_and_numbers():
     assert not agree("loss 0.5 after 3 steps", "loss 0.52 after 3 steps", varies=False)
     assert not agree("loss 0.5", "cost 0.5", varies=True)
     assert agree("took 1,200 s", "took 7 s", varies=True)
+
+
+@pytest.mark.parametrize("path", find_notebooks(), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_cells_are_folded_as_they_say(path):
+    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    wrong = [c.source for c in cells if dict(c.metadata) != (FOLDED if is_folded(c) else {})]
+    assert not wrong, f"{path.name}: run `make badges`; these cells differ:\n\n" + "\n\n".join(
+        wrong
+    )

@@ -45,14 +45,16 @@ def directives(cell):
     return {"".join(d.split()) for d in DIRECTIVE.findall(cell.source)}
 
 
-def is_skipped(cell):
-    "Must this code cell not be run?"
-    return bool(directives(cell) & SKIP_FLAGS)
+def is_skipped(cell, cifar=False):
+    "Must this code cell not be run? A cell with the flag `cifar` runs where CIFAR-10 is at hand."
+    return bool(directives(cell) & (SKIP_FLAGS - {"cifar"} if cifar else SKIP_FLAGS))
 
 
 class _Client(NotebookClient):
+    cifar = False
+
     async def async_execute_cell(self, cell, *args, **kwargs):
-        if is_skipped(cell):
+        if is_skipped(cell, self.cifar):
             return cell
         try:
             return await super().async_execute_cell(cell, *args, **kwargs)
@@ -60,9 +62,16 @@ class _Client(NotebookClient):
             raise DeadKernelError(f"The kernel died in this cell:\n{cell.source}") from None
 
 
-def run_notebook(path, cwd, seconds=None):
-    "Run a notebook in a fresh kernel and return it with new outputs; skipped cells keep theirs."
+def run_notebook(path, cwd, seconds=None, cifar=None):
+    """Run a notebook in a fresh kernel and return it with new outputs; skipped cells keep theirs.
+
+    `cifar` is an .npz file with CIFAR-10 for the cells that need it, or None if there is none.
+    """
     nb = nbformat.read(path, as_version=4)
+    if cifar and any("cifar" in directives(cell) for cell in nb.cells):
+        file = Path(cwd) / "data" / "cifar10.npz"
+        file.parent.mkdir(exist_ok=True)
+        file.symlink_to(cifar)
     end = time.monotonic() + seconds if seconds else None
     # nbclient limits the time of a cell; giving each cell what is left limits the whole notebook.
     # The log level silences a warning of each kernel about connecting over TCP.
@@ -74,6 +83,7 @@ def run_notebook(path, cwd, seconds=None):
         extra_arguments=["--log-level=ERROR"],
         timeout_func=lambda cell: max(1, end - time.monotonic()) if end else None,
     )
+    client.cifar = cifar is not None
     quiet = {"MAEVIT_PROGRESS": "0", "MAEVIT_CACHE": "0"}
     return client.execute(cwd=str(cwd), env={**os.environ, **quiet})
 
@@ -99,18 +109,34 @@ def stamp(nb, path):
     place = f"{repository}/{path.relative_to(ROOT).as_posix()}"
     badge = f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{place})"
     nb.cells = [c for c in nb.cells if not c.id.startswith("colab-")]
-    folded = {"jupyter": {"source_hidden": True}, "cellView": "form"}
     nb.cells[1:1] = [
         nbformat.v4.new_markdown_cell(badge, id="colab-badge"),
-        nbformat.v4.new_code_cell(SETUP.format(**SETTINGS), id="colab-setup", metadata=folded),
+        nbformat.v4.new_code_cell(SETUP.format(**SETTINGS), id="colab-setup"),
     ]
 
 
+FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form", "tags": ["hide-input"]}
+
+
+def is_folded(cell):
+    "Is the source of this code cell shown only on request?"
+    return "fold" in directives(cell) or cell.id == "colab-setup"
+
+
+def fold(nb):
+    "Fold the code cells marked `#| fold` for JupyterLab, Colab and the website; unfold others."
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.metadata = {k: v for k, v in cell.metadata.items() if k not in FOLDED}
+            cell.metadata |= FOLDED if is_folded(cell) else {}
+
+
 def badges():
-    "Stamp all notebooks; run nothing."
+    "Stamp and fold all notebooks; run nothing."
     for path in find_notebooks():
         nb = nbformat.read(path, as_version=4)
         stamp(nb, path)
+        fold(nb)
         nbformat.write(nb, path)
 
 
@@ -127,14 +153,17 @@ def describe_pictures(nb):
 def render(paths):
     "Run notebooks in place and clean them the way `nbdev_clean` does."
     too_big = []
+    cifar = ROOT / "data/cifar10.npz"
+    cifar = cifar if cifar.exists() else None
     for path in paths:
         start = time.monotonic()
         try:
             with tempfile.TemporaryDirectory() as cwd:
-                nb = run_notebook(path, cwd)
+                nb = run_notebook(path, cwd, cifar=cifar)
         except (CellExecutionError, DeadKernelError) as e:
             sys.exit(f"{path.name}: {e}")
         stamp(nb, path)
+        fold(nb)
         describe_pictures(nb)
         nbformat.write(nb, path)
         nbdev_clean(fname=str(path))
@@ -187,7 +216,7 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     cmd = commands.add_parser("render", help="run notebooks in place")
     cmd.add_argument("notebooks", nargs="*", type=Path, help="default: all of them")
-    commands.add_parser("badges", help="write Colab's badge and set-up cell anew from settings.ini")
+    commands.add_parser("badges", help="write badges, set-up cells and the folding of cells anew")
     commands.add_parser("readme", help="write README.md from nbs/index.ipynb")
     args = parser.parse_args()
     if args.command == "badges":
