@@ -74,7 +74,8 @@ def environment() -> dict:
         "python": platform.python_version(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cpu": processor(),
-        "threads": torch.get_num_threads(),
+        "processes": World.current().size,
+        "threads": torch.get_num_threads(),  # of each process
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

@@ -12,6 +12,7 @@ from common import ON_CPU, QUICK, losses, maevit
 from maevit_course.augmentation import AutoAugmentBatch, RandomResizedCropFlip
 from maevit_course.core import InputError, World, pick_device
 from maevit_course.data import load_data
+from maevit_course.runs import RunRecord
 from maevit_course.training import Batches, Recipe
 
 EPOCHS = 3
@@ -141,3 +142,35 @@ def test_processes_share_one_phase_after_the_other(tmp_path):
     done = torchrun(2, str(tmp_path / "phases.py"), QUICK[1], str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert len(losses(tmp_path / "classifier")) == 1
+
+
+PLAN = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from maevit_course import FINETUNE_RECIPES, PRETRAIN_RECIPES, load_data
+from maevit_course.paper.experiments import Experiment, reproduce
+from maevit_course.training import RunOptions
+
+train, test = load_data(sys.argv[1])
+recipes = [table["small"].with_epochs(1) for table in (PRETRAIN_RECIPES, FINETUNE_RECIPES)]
+first, second = (replace(recipe, precision="fp32") for recipe in recipes)
+start = Experiment("mae", "toys", first)
+runs = [start, Experiment("classifier", "toys", second, start)]
+folders = [Path(sys.argv[2]) / name for name in ("runs", "results")]
+reproduce(runs, {"toys": (train, test)}, *folders, RunOptions(device="cpu", progress=False))
+"""
+
+
+def test_processes_share_a_plan(tmp_path):
+    "Each run has a record, which one process wrote, and a second launch has nothing to do."
+    (tmp_path / "plan.py").write_text(PLAN)
+    words = str(tmp_path / "plan.py"), QUICK[1], str(tmp_path)
+    done = torchrun(2, *words)
+    assert done.returncode == 0, done.stderr
+    for name in ("mae", "classifier"):
+        record = RunRecord.load(tmp_path / "results" / name)
+        assert record.environment["processes"] == 2 and record.summary["measured"]
+    assert done.stdout.count("1/2 mae: 1 epochs") == 1  # only the first process reports
+    again = torchrun(2, *words)
+    assert again.returncode == 0 and again.stdout.count("done before") == 2, again.stderr

@@ -243,7 +243,7 @@ def snapshot_callback(
     epochs = {max(1, round(epoch / 4000 * recipe.epochs)) for epoch in SNAPSHOT_EPOCHS}
 
     def save_snapshot(mae: MAE, epoch: int) -> dict:
-        if epoch in epochs:
+        if epoch in epochs and World.current().leads:
             figure = show_reconstructions(mae, images, 4, recipe.mask_ratio)
             save_picture(figure, folder / f"epoch-{epoch:04d}.jpg")
         return {}
@@ -361,22 +361,26 @@ def reproduce(
 ) -> None:
     """Run the experiments that have no record yet.
 
-    Raises `RunStopped` when the time is up, and whatever `pretrain` and `finetune` raise.
+    The processes that `torchrun` started share each training; the first one measures the result.
+    Raises `InputError` if a record is that of another run, `RunStopped` when the time is up, and
+    whatever `pretrain` and `finetune` raise.
     """
-    if (size := World.current().size) > 1:
-        raise InputError(
-            f"a reproduction runs in one process, not in {size}: "
-            "to share a run among several GPUs, use torchrun with maevit pretrain and finetune"
-        )
-    began = time.monotonic()
-    for n, experiment in enumerate(runs, 1):
+    began, leads = time.monotonic(), World.current().leads
+
+    def say(text: str) -> None:
+        if leads:
+            print(text, flush=True)
+
+    finished = [has_record(experiment, results, data) for experiment in runs]
+    for n, (experiment, done) in enumerate(zip(runs, finished), 1):
         name = f"{n}/{len(runs)} {experiment.name}"
-        if has_record(experiment, results, data):
-            print(f"{name}: done before", flush=True)
+        if done:
+            say(f"{name}: done before")
             continue
-        print(f"{name}: {experiment.recipe.epochs} epochs", flush=True)
+        say(f"{name}: {experiment.recipe.epochs} epochs")
         train_one(experiment, data, out, with_time_left(options, began))
-        summary = measure_run(experiment, data, out, pick_device(options.device))
-        publish_record(out / experiment.name, results / experiment.name, summary)
-        measured = ", ".join(f"{what} {value:.4f}" for what, value in summary["measured"].items())
-        print(f"{name}: {measured}", flush=True)
+        if leads:
+            summary = measure_run(experiment, data, out, pick_device(options.device))
+            publish_record(out / experiment.name, results / experiment.name, summary)
+            measured = summary["measured"].items()
+            say(f"{name}: " + ", ".join(f"{what} {value:.4f}" for what, value in measured))
