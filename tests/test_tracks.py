@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from maevit_course.core import InputError
 from maevit_course.data import load_data
 from maevit_course.finetuning import FINETUNE_RECIPES, finetune
-from maevit_course.models import Classifier
-from maevit_course.paper.experiments import PLANS, Track, list_runs
+from maevit_course.models import Classifier, load_model
+from maevit_course.paper.experiments import PLANS, Track, list_runs, reproduce, starting_weights
 from maevit_course.pretraining import PRETRAIN_RECIPES, pretrain
 from maevit_course.runs import RunRecord
 from maevit_course.training import RunOptions
+from maevit_course.weights import read_weights
 
 TRACKS = {name: plan for name, plan in PLANS.items() if isinstance(plan, Track)}
 
@@ -46,3 +48,29 @@ def test_the_recipes_beyond_the_paper_train(tmp_path):
     tuned = finetune(train, train[:4], second, tmp_path / "run", tmp_path / "mae", options)
     assert torch.isfinite(tuned.predict_logits(train.images)).all()
     assert len(RunRecord.load(tmp_path / "run").history) == 2
+
+
+def test_an_evening_carries_only_rounded_weights(tmp_path):
+    "Fine-tuning starts from a file with 16 bits per weight and needs nothing else."
+    train, test = load_data("shapes", limit=64)
+    tiny = replace(PRETRAIN_RECIPES["small"].model, depth=1, width=16, decoder_width=16)
+    recipes = (
+        replace(table["small"].with_epochs(1), model=tiny, batch_size=32, precision="fp32")
+        for table in (PRETRAIN_RECIPES, FINETUNE_RECIPES)
+    )
+    first, second = recipes
+    track = Track(first, second, second.from_scratch(), seeds=(0,), rounded=True)
+    options, data = RunOptions(device="cpu", progress=False), {"c10": (train, test[:64])}
+    folders = tmp_path / "runs", tmp_path / "results"
+    reproduce(list_runs(track, ("pretrain-0",)), data, *folders, options)
+    tuning = list_runs(track, ("finetune-0",))
+    with pytest.raises(InputError, match="finetune-0 starts from the weights of pretrain-0"):
+        reproduce(tuning, data, tmp_path / "other", folders[1], options)
+    rounded = starting_weights(tuning[0], folders[0])
+    for file in set(rounded.parent.iterdir()) - {rounded}:
+        file.unlink()
+    reproduce(tuning, data, *folders, options)
+    tensors, _ = read_weights(rounded)
+    assert all(torch.equal(t, t.half().float()) for t in tensors.values())
+    used = RunRecord.load(folders[1] / "finetune-0").config["weights"]
+    assert used == load_model(rounded, "mae").fingerprint()

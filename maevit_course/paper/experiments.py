@@ -26,7 +26,7 @@ from ..pretraining import PRETRAIN_RECIPES, PretrainRecipe, pretrain
 from ..progress import RunStopped
 from ..runs import RunRecord
 from ..training import RunOptions
-from ..weights import MODEL, write_atomically
+from ..weights import MODEL, export_float16, write_atomically
 
 # %% ../../nbs/68_experiments.ipynb #c7d62cdd
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Experiment:
     start: "Experiment | None" = None
     labels_per_class: int | None = None  # labelled images per class for fine-tuning; None uses all
     all_labels: bool = False  # whether this is an additional run with all labels
+    rounded: bool = False  # start from weights that are rounded to 16 bits
 
     @property
     def pretrains(self) -> bool:
@@ -149,6 +150,7 @@ class Track:
     finetune: FinetuneRecipe  # pre-training and fine-tuning share the time
     scratch: FinetuneRecipe  # the control has all of it
     seeds: tuple[int, ...]
+    rounded: bool = False  # fine-tuning starts from weights that are rounded to 16 bits
 
     def runs(self) -> list[Experiment]:
         "Return three runs for each seed."
@@ -159,7 +161,10 @@ class Track:
                 replace(recipe, seed=seed, test_every=recipe.epochs)  # tested once, at the end
                 for recipe in (self.finetune, self.scratch)
             )
-            runs += [start, Experiment(f"finetune-{seed}", "c10", tuned, start)]
+            runs += [
+                start,
+                Experiment(f"finetune-{seed}", "c10", tuned, start, rounded=self.rounded),
+            ]
             runs += [Experiment(f"scratch-{seed}", "c10", scratch)]
         return runs
 
@@ -254,26 +259,36 @@ def snapshot_callback(
 DataSets = dict[str, tuple[ImageData, ImageData]]  # training and test images, by data set
 
 
+def starting_weights(experiment: Experiment, out: Path) -> Path | None:
+    "Return the weights that an experiment starts from. Raises `InputError` if `out` lacks them."
+    if experiment.start is None:
+        return None
+    folder, name = out / experiment.start.name, experiment.start.name
+    weights = folder / ("float16.safetensors" if experiment.rounded else MODEL)
+    if experiment.rounded and not weights.exists() and (folder / MODEL).exists():
+        export_float16(folder, weights)
+    if not weights.exists():
+        raise InputError(
+            f"{experiment.name} starts from the weights of {name}, "
+            f"which are not in {str(out)!r}: do that run here first, "
+            "with a results folder of your own if its record is already there"
+        )
+    return weights if experiment.rounded else folder
+
+
 def train_one(experiment: Experiment, data: DataSets, out: Path, options: RunOptions) -> None:
     "Run or resume one experiment. Raises `InputError` if `out` lacks the run it starts from."
     train, test = data[experiment.data]
     folder = out / experiment.name
     options = replace(options, resume=True)
-    recipe, start = experiment.recipe, experiment.start
+    recipe = experiment.recipe
     if isinstance(recipe, PretrainRecipe):
         snapshots = snapshot_callback(folder, train.images[:4], recipe)
         pretrain(train, recipe, folder, options, on_epoch=snapshots)
         return
-    weights = out / start.name if start else None
-    if start and weights and not (weights / MODEL).exists():
-        raise InputError(
-            f"{experiment.name} starts from the weights of {start.name}, "
-            f"which are not in {str(out)!r}: do that run here first, "
-            "with a results folder of your own if its record is already there"
-        )
     if experiment.labels_per_class is not None:
         train = train.few_labels(experiment.labels_per_class, recipe.seed)
-    finetune(train, test, recipe, folder, weights, options)
+    finetune(train, test, recipe, folder, starting_weights(experiment, out), options)
 
 # %% ../../nbs/68_experiments.ipynb #a14e1c57
 #: Files to copy, in this order: the summary comes last, so its presence marks a complete record.
