@@ -52,7 +52,7 @@ put_together = Check(
             joined("B (w h) (p q C) -> B C (h p) (w q)"),
         ),
         (
-            "each patch is mirrored on its diagonal; its pixels are in reading order: `p`, then `q`",
+            "each patch is mirrored on its diagonal; inside a patch, too, rows come first: `p q`",
             joined("B (h w) (q p C) -> B C (h p) (w q)"),
         ),
         (
