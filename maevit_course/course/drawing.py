@@ -154,7 +154,7 @@ def hide(
     covered = masked.reshape(-1, 1, side, side)
     covered = covered.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
     place = torch.arange(images.shape[-1], device=images.device)
-    hatching = torch.where((place + place[:, None]) % 3 == 0, 0.66, 0.86)  # (S, S)
+    hatching = torch.where((place + place[:, None]) % 3 == 0, 0.75, 0.89)  # (S, S)
     return torch.where(covered, hatching, to_float(images))
 
 # %% ../../nbs/71_drawing.ipynb #ef03f4f4
