@@ -31,7 +31,7 @@ def course_style() -> None:
             "legend.frameon": False,
             "lines.linewidth": 2,
             "figure.figsize": (6, 3),
-            "figure.dpi": 90,
+            "figure.dpi": 150,
             "savefig.bbox": "tight",
         }
     )

@@ -163,6 +163,15 @@ def test_patches_of_every_size_come_back():
         assert torch.equal(unpatchify(patchify(images, patch), patch), images)
 
 
+@pytest.mark.parametrize("sides", [(32, 32), (36, 35)])
+def test_patches_that_do_not_fill_an_image_are_refused(sides):
+    with pytest.raises(InputError, match=f"{sides[0]}×{sides[1]}"):
+        patchify(torch.zeros(1, 3, *sides), 3)
+    for patches, size in ((torch.zeros(1, 145, 27), 3), (torch.zeros(1, 144, 27), 2)):
+        with pytest.raises(InputError, match=f"{patches.shape[1]} patches of 27 numbers"):
+            unpatchify(patches, size)
+
+
 class PlainMAE:
     """A masked autoencoder written independently: shuffle, encode, unshuffle, decode.
 

@@ -13,13 +13,18 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
+def shown(output):
+    "An output as text, tables included; pictures count by their kind."
+    data = output.get("data", {})
+    pictures = [kind for kind in data if kind.startswith("image/")]
+    if pictures:  # the text beside a picture gives its size in pixels
+        return " ".join(pictures)
+    return output.get("text") or data.get("text/markdown") or data.get("text/plain", "")
+
+
 def printed(cell):
-    "A cell's output as text, tables included; pictures count by their kind."
-    parts = [
-        o.get("text") or o["data"].get("text/markdown") or o["data"].get("text/plain", "")
-        for o in cell.outputs
-        if o.get("name") != "stderr"
-    ]
+    "All outputs of a cell as text, without warnings."
+    parts = [shown(o) for o in cell.outputs if o.get("name") != "stderr"]
     return " ".join("".join(parts).split())
 
 
