@@ -415,7 +415,7 @@ Split = TypeVar("Split", "ImageData", ImageFiles)
 
 
 def hold_out(whole: Split, name: str) -> tuple[Split, Split, dict]:  # rest, held out, record
-    "Hold out images for testing, always the same, with a warning. Needs two of a class."
+    "Hold out the same images each time, with a warning. One class at least needs two images."
     fraction = HELD_OUT["labelled" if whole.classes else "unlabelled"]
     held = held_out(whole.labels, fraction, seed=0)
     n = int(held.sum())
