@@ -99,7 +99,7 @@ def show_curves(
 ) -> plt.Figure:
     """Plot curves over the epochs, without fields that no run has logged.
 
-    Raises `InputError` if no field is left.
+    Raises `InputError` if no run has logged any of the fields.
     """
     lines = [line for history in histories.values() for line in history]
     logged = [field for field in fields if any(field in line for line in lines)]

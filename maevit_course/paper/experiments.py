@@ -124,7 +124,7 @@ def paper_runs(plan: Plan) -> list[Experiment]:
 
 # %% ../../nbs/68_experiments.ipynb #23976e20
 class HasRuns(Protocol):
-    "A plan: anything that can list its runs."
+    "A plan, which is anything that can list its runs."
 
     def runs(self) -> list[Experiment]: ...
 
@@ -316,7 +316,7 @@ def has_record(
     """Return whether the record of a run is in the results folder.
 
     Raises `InputError` if the record of the run, or of the run that it starts from, has a
-    different recipe or another number of images.
+    different recipe or a different number of images.
     """
     folder = results / experiment.name
     if experiment.start:
