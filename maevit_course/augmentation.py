@@ -54,7 +54,7 @@ def resize_matrix(
     n_in: int,  # pixels of the whole axis
     n_out: int,  # pixels of the resized part
 ) -> Tensor:  # (B, n_out, n_in) float32, every row sums to 1
-    "Compute weights that crop an axis and resize the part: bilinear, anti-aliased if it shrinks."
+    "Compute weights that crop an axis and resize it bilinearly, with anti-aliasing if it shrinks."
     start, length = start[:, None, None].float(), length[:, None, None].float()
     step = length / n_out  # old pixels per new pixel
     reach = step.clamp(min=1)  # anti-aliasing: wider than one pixel when shrinking
@@ -71,7 +71,7 @@ def crop_resize_flip(
     flipped: Tensor,  # (B,) bool: True for images to mirror
     size: int,  # side of the result in pixels
 ) -> Tensor:  # (B, C, size, size) float32, in the range of the input
-    "Crop each image to its box, resize it and mirror it if `flipped`: `Wy · x · Wxᵀ`."
+    "Crop each image to its box, resize it, and mirror it if `flipped`, as `Wy · x · Wxᵀ`."
     top, left, h, w = boxes.unbind(1)
     rows = resize_matrix(top, h, images.shape[2], size)  # (B, size, H)
     columns = resize_matrix(left, w, images.shape[3], size)  # (B, size, W)
@@ -133,7 +133,7 @@ def magnitude_of(
     level: int | None,  # its bin, 0..9; None if the operation has none
     size: int,  # side of the images in pixels
 ) -> float:
-    "Return the magnitude of a bin: slope, pixels, degrees, change of a factor, bits or threshold."
+    "Return the magnitude of a bin, whose unit depends on the operation (pixels, degrees, bits, …)."
     if level is None:
         return 0.0
     largest = {

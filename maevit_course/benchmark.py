@@ -60,7 +60,7 @@ def calls_per_second(
 ) -> float:  # median of the rounds; the first call of `work` is not counted
     """Measure how many times per second some work can be done.
 
-    Takes at least three rounds, if they fit into five times `seconds`.
+    The measurement takes at least three rounds if they fit into five times `seconds`.
     """
     wait = torch.get_device_module(device).synchronize  # does nothing on a CPU
     work()
@@ -85,7 +85,7 @@ def benchmark(
     device: torch.device | str = "auto",
     seconds: float = 3.0,  # shortest time for each of the three measurements
 ) -> dict[str, float]:  # images/s: "data", "step", "training"; "efficiency": training over step
-    """Time the data alone, a model step alone, and the whole training.
+    """Measure the data alone, a training step alone and the whole training, in images per second.
 
     Raises `InputError` if `seconds` is out of range.
     """

@@ -158,7 +158,7 @@ class ImageData:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> "ImageData":
-        "Return the same data on the given device. Raises `InputError` if it does not fit."
+        "Return the same data on a device. Raises `InputError` if they do not fit into its memory."
         try:
             images, labels = self.images.to(device), self.labels.to(device)
         except torch.OutOfMemoryError:
@@ -270,7 +270,7 @@ def normalize(
 def denormalize(
     images: Tensor,  # any shape, as `normalize` returns them
 ) -> Tensor:  # float32, 0..1, clipped
-    "Convert normalised pixels back to values that can be shown as an image."
+    "Convert normalised pixels back to floats from 0 to 1, and clip what exceeds this range."
     return (images.float() * 0.5 + 0.5).clamp(0, 1)
 
 # %% ../nbs/62_data.ipynb #c0924c6a
@@ -371,7 +371,7 @@ def to_pixels(
     size: int | None = None,  # as in `square_image`
     fit: Fit = "crop",
 ) -> Tensor:  # (3, S, S) uint8
-    "Convert an image from any source to square pixels. Raises `InputError` if it is none."
+    "Convert any image to square pixels. Raises `InputError` if it is not an image."
     if isinstance(image, Tensor):
         x = to_float(image[None])
         x = pad_batch(x) if fit == "pad" else x
@@ -415,7 +415,7 @@ Split = TypeVar("Split", "ImageData", ImageFiles)
 
 
 def hold_out(whole: Split, name: str) -> tuple[Split, Split, dict]:  # rest, held out, record
-    "Hold out images for testing, always the same, with a warning. Needs two of a class."
+    "Hold out the same images each time, with a warning. At least one class needs two images."
     fraction = HELD_OUT["labelled" if whole.classes else "unlabelled"]
     held = held_out(whole.labels, fraction, seed=0)
     n = int(held.sum())
@@ -609,7 +609,7 @@ def from_datasets(
     size: int | None = None,  # as in `ImageData.from_dataset`
     fit: Fit = "crop",
 ) -> tuple[ImageData, ImageData]:  # training and test images
-    "Read one or two PyTorch data sets; of one, hold images out for testing."
+    "Read one or two PyTorch data sets; if there is only one, hold images out for testing."
     train = ImageData.from_dataset(parts[0], size, name=name, fit=fit)
     if len(parts) == 1:
         return with_test(train)
@@ -677,7 +677,7 @@ def load_data(
 ) -> tuple[ImageData, ImageData]:  # training and test images
     """Load a data set by name or path.
 
-    Without test images, some training images are held out, always the same, with a warning.
+    If there are no test images, the same training images are held out each time, with a warning.
     Raises `InputError` if the data are missing or not valid.
     """
     if limit is not None and limit < 1:

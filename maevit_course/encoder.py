@@ -28,7 +28,7 @@ def add_positions(
 ) -> Tensor:  # (B, K+1, D): the dummy patch last
     """Add positional embeddings to the tokens and append the dummy patch (Section 3).
 
-    The dummy patch is its positional embedding alone, because its pixels are zeros.
+    The token of the dummy patch is its positional embedding alone, as its pixels are zeros.
     """
     added = positions[:-1] if keep is None else nn.functional.embedding(keep, positions)
     # in mixed precision, all values stay in 16 bits from here on

@@ -33,7 +33,7 @@ def reconstruct(
 ) -> tuple[Tensor, Tensor, Tensor]:  # original, visible, reconstruction: (B, 3, S, S) in 0..1
     """Mask images and reconstruct them (Figure 4).
 
-    The visible images are grey where they are masked. All results are float, on the CPU.
+    The visible images are grey where they are masked. All results are float tensors on the CPU.
     """
     mae.eval()
     device, patch_size = mae.decoder.head.weight.device, mae.config.patch_size
@@ -174,7 +174,7 @@ def show_confusion(
     labels: Tensor,  # (N,) classes
     classes: Sequence[str],
 ) -> plt.Figure:
-    "Draw a confusion matrix; with more than 20 classes, without numbers."
+    "Draw a confusion matrix, with numbers if there are at most 20 classes."
     matrix = confusion_matrix(predicted, labels, len(classes))
     share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
     # Matplotlib reads text between two dollar signs as mathematics.
@@ -200,7 +200,7 @@ def class_report(
     labels: Tensor,  # (N,) classes
     classes: Sequence[str],
 ) -> dict[str, dict[str, float]]:  # by class: "precision", "recall", "f1" (0..1) and "images"
-    "Return precision, recall and F1 of each class; the precision is 0 if it is never predicted."
+    "Return precision, recall and F1 of each class; precision is 0 for a class never predicted."
     matrix = confusion_matrix(predicted, labels, len(classes)).double()
     right, found, true = matrix.diag(), matrix.sum(0), matrix.sum(1)
     precision, recall = right / found.clamp(min=1), right / true.clamp(min=1)
@@ -226,7 +226,7 @@ def evaluate_mae(mae: MAE, train: ImageData, test: ImageData) -> dict[str, float
     """Measure a pre-trained model: its losses, and k-NN and linear probe on its embeddings.
 
     The losses are those of whole images, on as many training images as test images. Without
-    labels there are only losses.
+    labels, only the losses are measured.
     """
     results = {f"test_{name}": value for name, value in reconstruction_error(mae, test).items()}
     results["train_loss"] = reconstruction_error(mae, train[: len(test)])["loss"]
@@ -245,7 +245,7 @@ def evaluate(
     test: ImageData,
     device: torch.device | str = "auto",
 ) -> dict[str, float]:  # numbers by name; accuracies between 0 and 1
-    """Evaluate a pre-trained model or a classifier on test images; a given model is moved.
+    """Evaluate a pre-trained model or a classifier on test images, and move it to the device.
 
     Measure the loss, k-NN and linear probe of a pre-trained model, and the accuracy and
     cross-entropy of a classifier. Raises `InputError` if the classes differ.

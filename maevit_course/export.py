@@ -324,7 +324,7 @@ def attention_weights(
 
 
 class InferenceGraph(nn.Module):
-    "The graph of an ONNX file: from bytes to logits or embeddings, and perhaps attention weights."
+    "The graph of an ONNX file, from bytes to logits or embeddings, optionally with attention."
 
     def __init__(self, model: MAE | Classifier, attentions: bool = False):
         super().__init__()
@@ -509,8 +509,8 @@ def export_model(
     dummy patch in "timm"); for "transformers" its decoder is included. Images that are not square
     must be cropped or padded as in training: this is recorded for "timm", and as text for "onnx",
     whose input is square; "transformers" squeezes them, so give it square ones. Raises `InputError`
-    if the target cannot represent the model, without the extra `export`, and if the outputs
-    differ.
+    if the target cannot represent the model, if the extra `export` is not installed, or if the
+    outputs differ.
     """
     out, model = Path(out), copy.deepcopy(model).cpu().eval()
     check_target(model, to, out, attentions, int8)

@@ -265,7 +265,7 @@ def finetune(
 ) -> Classifier:  # trained, in evaluation mode, on the device; saved as `out`/model.safetensors
     """Fine-tune the encoder with a linear layer on top (Section 3.3).
 
-    Raises `InputError`, `RunStopped` or `DivergedError`, see `Trainer.fit`.
+    Raises `InputError`, `RunStopped` or `DivergedError`, as `Trainer.fit` does.
     """
     world, device = World.current(), pick_device(options.device)
     check_labels(train, test)

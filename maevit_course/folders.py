@@ -32,7 +32,7 @@ from .progress import watched
 # %% ../nbs/73_folders.ipynb #b3ca5ce5
 @dataclass(frozen=True)
 class ImageFiles:
-    "Image files and the class of each; without classes, all labels are 0."
+    "Image files and their labels; without classes, all labels are 0."
 
     files: tuple[Path, ...]
     labels: Tensor  # (N,) int64
@@ -42,7 +42,7 @@ class ImageFiles:
         return len(self.files)
 
     def __getitem__(self, index: Tensor) -> "ImageFiles":
-        "Return a subset, for a tensor of integers or booleans."
+        "Return the files that a tensor of integers or booleans selects."
         rows = torch.arange(len(self))[index].tolist()
         return ImageFiles(tuple(self.files[i] for i in rows), self.labels[index], self.classes)
 
@@ -54,9 +54,9 @@ IMAGE_EXTENSIONS = {
 
 
 def only_images(found: Sequence[Path], folder: Path) -> tuple[Path, ...]:
-    """Return the image files among those found in a folder; warn about the number of others.
+    """Return the image files among the files found in a folder, and warn about the others.
 
-    Raises `InputError` if there is none, or a broken link.
+    Raises `InputError` if there is no image, or a broken link.
     """
     images = tuple(file for file in found if file.suffix.lower() in IMAGE_EXTENSIONS)
     if broken := [file for file in found if file.is_symlink() and not file.exists()]:
@@ -77,25 +77,25 @@ def only_images(found: Sequence[Path], folder: Path) -> tuple[Path, ...]:
 
 # %% ../nbs/73_folders.ipynb #e96b898b
 def walk_files(folder: Path) -> list[Path]:
-    "List all files below a folder in a fixed order, without hidden ones; enter each folder once."
+    "List all files below a folder in a fixed order, except hidden ones; enter each folder once."
     entered, found = set(), []
 
     def fail(error: OSError) -> None:
         raise error
 
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=fail):
-        true_path = os.path.realpath(place)
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        true_path = os.path.realpath(parent)
         if true_path in entered:
             folders.clear()
             continue
         entered.add(true_path)
         folders[:] = sorted(name for name in folders if name[0] != ".")
-        found += [Path(place, name) for name in sorted(names) if name[0] != "."]
+        found += [Path(parent, name) for name in sorted(names) if name[0] != "."]
     return found
 
 # %% ../nbs/73_folders.ipynb #10e37669
 def find_whole(folder: Path) -> ImageFiles:
-    "List the images of a folder: with labels if all are in <class>/*, otherwise without."
+    "List the images of a folder, with labels if all images are in <class>/*."
     files = only_images(walk_files(folder), folder)
     names = [file.parent.name for file in files]
     if any(file.parent.parent != folder for file in files):
@@ -108,17 +108,17 @@ def with_classes(
     names: Sequence[str],  # class of each file
     classes: tuple[str, ...],
 ) -> ImageFiles:
-    "Number the classes of the files by their position in `classes`."
+    "Label each file with the index of its class in `classes`."
     number = {name: c for c, name in enumerate(classes)}
     return ImageFiles(tuple(files), torch.tensor([number[name] for name in names]), classes)
 
 # %% ../nbs/73_folders.ipynb #da9b2693
-#: Names of the folder of test images, of which the first one found is used.
+#: Names of the folder with test images. The first one that exists is used.
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 
 def find_split(folder: Path) -> ImageFiles:
-    "List the images in `folder`/<class>/*, or without labels if `folder` holds no folders."
+    "List the images in `folder`/<class>/*, or in `folder` itself, without labels."
     inside = sorted(path for path in folder.iterdir() if path.name[0] != ".")
     classes = tuple(path.name for path in inside if path.is_dir())
     if not classes:
@@ -130,10 +130,13 @@ def find_split(folder: Path) -> ImageFiles:
 
 def find_images(
     folder: Path,
-) -> tuple[ImageFiles, ImageFiles | None]:  # training and test images; None: one part only
-    """List the images of a folder: train/* with test/* or val/*, <class>/*, or without labels.
+) -> tuple[
+    ImageFiles, ImageFiles | None
+]:  # training and test images; None if they are not separate
+    """List the images of a folder of any layout.
 
-    Raises `InputError` if there are no images, or train/* without test images.
+    The layouts are train/* with test/* or val/*; <class>/*; and any other, without labels. Raises
+    `InputError` if there are no images, or if only one of train/* and test/* exists.
     """
     if not any((folder / name).is_dir() for name in ("train", "test")):
         return find_whole(folder), None
@@ -148,7 +151,7 @@ def find_images(
 
 # %% ../nbs/73_folders.ipynb #1cbef4e7
 def csv_rows(path: Path) -> Iterator[tuple[int, str, str]]:  # line number, path, label
-    "Yield the rows of a CSV file. Raises `InputError` if it cannot be read or lacks something."
+    "Yield the rows of a CSV file. Raises `InputError` if it is unreadable or incomplete."
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -169,12 +172,12 @@ def csv_rows(path: Path) -> Iterator[tuple[int, str, str]]:  # line number, path
 
 # %% ../nbs/73_folders.ipynb #aaae7792
 def class_order(name: str) -> tuple:
-    "Sort numbers numerically and before all other names."
+    "Return a sort key that orders numbers numerically, before all other names."
     return (0, int(name), name) if name.isdecimal() else (1, 0, name)
 
 # %% ../nbs/73_folders.ipynb #dc848edb
 def read_csv(path: Path) -> ImageFiles:  # path: a CSV file with the columns path and label
-    "List the images in a CSV file. Raises `InputError` for a missing file or one listed twice."
+    "List the images in a CSV file. Raises `InputError` if a file is missing or listed twice."
     labels: dict[Path, str] = {}
     for line, name, label in csv_rows(path):
         file = path.parent / name
@@ -199,12 +202,12 @@ MANY_FILES = 100
 def for_each(
     work: Callable[[int], None],
     n: int,
-    what: str,  # text that names the work
+    what: str,  # description of the work for the progress bar
 ) -> None:
-    "Call `work(i)` for each i from 0 to n - 1, in several threads; show the progress of many."
+    "Call `work(i)` for each i from 0 to n - 1 in several threads; show progress if n is large."
 
     def finished(pool: ThreadPoolExecutor) -> Iterator[None]:
-        for start in range(0, n, 256):  # so that only a few calls wait at any time
+        for start in range(0, n, 256):  # so that only a few calls are queued at a time
             yield from pool.map(work, range(start, min(start + 256, n)))
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -224,7 +227,7 @@ def decode_files(
     fit: Fit,
     decode: Decode,
 ) -> Tensor:  # (N, 3, S, S) uint8
-    "Decode image files into one tensor, with hardly any memory besides."
+    "Decode image files into one tensor, with hardly any additional memory."
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
     pixels = images.numpy()  # shares its memory with `images`
 
@@ -236,11 +239,11 @@ def decode_files(
 
 # %% ../nbs/73_folders.ipynb #dc4be72e
 def image_sizes(files: Sequence[Path]) -> list[tuple[int, int] | None]:
-    "Return width and height of each image file; None if it cannot be read."
+    "Return the width and height of each image file, or None if it cannot be read."
     sizes: list[tuple[int, int] | None] = [None] * len(files)
 
     def measure(i: int) -> None:
-        # the decoder reports a file that cannot be opened
+        # the decoder reports files that cannot be opened
         with suppress(Exception), Image.open(files[i]) as image:
             sizes[i] = image.size
 
@@ -249,7 +252,7 @@ def image_sizes(files: Sequence[Path]) -> list[tuple[int, int] | None]:
 
 
 def common_size(files: Sequence[Path], fit: Fit = "crop") -> int:  # side in pixels
-    "Return the side of the square of images that have the same size, at most 64; otherwise 64."
+    "Return the side of the images if all have the same size, at most 64; otherwise 64."
     sizes = {size for size in image_sizes(files) if size is not None}
     if len(sizes) != 1:
         return 64
@@ -258,23 +261,23 @@ def common_size(files: Sequence[Path], fit: Fit = "crop") -> int:  # side in pix
 
 # %% ../nbs/73_folders.ipynb #6f0d5940
 def cache_folder() -> Path | None:
-    "Return the folder for decoded images, see `MAEVIT_CACHE`; None if there is to be no cache."
+    "Return the folder for decoded images, or None if `MAEVIT_CACHE` turns the cache off."
     chosen = os.environ.get("MAEVIT_CACHE")
     if chosen is not None:
         return Path(chosen) if chosen not in ("", "0") else None
     conventions = {"win32": "AppData/Local", "darwin": "Library/Caches"}
-    place = os.environ.get("XDG_CACHE_HOME") or (
+    given = os.environ.get("XDG_CACHE_HOME") or (
         os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else None
     )
     try:
-        base = Path(place) if place else Path.home() / conventions.get(sys.platform, ".cache")
+        base = Path(given) if given else Path.home() / conventions.get(sys.platform, ".cache")
     except RuntimeError:  # there is no home folder
         return None
     return base / "maevit"
 
 # %% ../nbs/73_folders.ipynb #a035837d
 def files_key(files: Sequence[Path], size: int | None, fit: Fit) -> str:
-    "Return a checksum of what determines the decoded pixels, without reading any file."
+    "Return a checksum of everything that determines the decoded pixels, without reading any file."
     states = [(file, os.stat(file)) for file in files]
     listed = [(os.path.abspath(file), s.st_size, s.st_mtime_ns) for file, s in states]
     return fingerprint(json.dumps([1, PIL.__version__, size, fit, listed]))
@@ -284,14 +287,14 @@ def read_cached(
     entry: Path,
     key: str,  # see `files_key`
     n: int,  # number of images
-) -> Tensor | None:  # (N, 3, S, S) uint8; None: absent, of other files, or damaged
-    "Read the images in an entry of the cache."
+) -> Tensor | None:  # (N, 3, S, S) uint8; None if absent, outdated or damaged
+    "Read the images in an entry of the cache, if it has this key and is not damaged."
     try:
         with open(entry, "rb") as file:
             if file.read(len(key)) != key.encode():
                 return None
             checksum = file.read(len(key)).decode()
-        # Nothing is copied: the system loads a page of the file when it is read for the first time.
+        # Nothing is copied, because the system loads each page of the file on its first use.
         pixels = np.memmap(entry, np.uint8, mode="c", offset=2 * len(key))
         side = math.isqrt(len(pixels) // (3 * n))
         images = torch.from_numpy(pixels.reshape(n, 3, side, side))
@@ -305,7 +308,7 @@ def write_cached(
     key: str,  # see `files_key`
     images: Tensor,  # (N, 3, S, S) uint8
 ) -> None:
-    "Write an entry of the cache, complete or not at all; warn if that is impossible."
+    "Write an entry of the cache, completely or not at all; warn if it cannot be written."
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(suffix=".tmp", dir=entry.parent)
@@ -326,8 +329,8 @@ def write_cached(
 # %% ../nbs/73_folders.ipynb #92db30a8
 def read_pixels(
     files: Sequence[Path],
-    source: str,  # where the files come from; the cache has one entry for each source
-    size: int | None,  # side in pixels; None: their `common_size`
+    source: str,  # where the files come from; each source has its own entry in the cache
+    size: int | None,  # side in pixels; None for their `common_size`
     fit: Fit,
     decode: Decode,
 ) -> Tensor:  # (N, 3, S, S) uint8

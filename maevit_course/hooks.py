@@ -54,7 +54,7 @@ class Hook:
 
 # %% ../nbs/25_hooks.ipynb #11934810
 class ClipGradients(Hook):
-    "Scale the gradient down to a largest norm; a gradient that has overflowed stays unchanged."
+    "Scale gradients down to a maximum norm, except gradients that have overflowed."
 
     def __init__(self, largest: float):
         self.largest = largest
@@ -67,7 +67,7 @@ class ClipGradients(Hook):
 
 # %% ../nbs/25_hooks.ipynb #edd894a9
 class EMA(Hook):
-    "Average the weights over the steps with exponential decay; the average is the result."
+    "Average the weights over the steps with exponential decay; the average is tested and saved."
 
     def __init__(self, decay: float):
         self.decay = decay
@@ -97,7 +97,7 @@ class EMA(Hook):
 class Mix(Hook):
     """Mix pairs of images and their labels with mixup, CutMix, or either at random.
 
-    Each process mixes within its own share of a batch, so their number changes the result.
+    Each process mixes its own part of a batch, so the number of processes changes the result.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class PatchDropout(Hook):
         return images, labels
 
     def draw(self, images: Tensor) -> Tensor | None:  # (B, K) int64; None for all patches
-        "Draw the patches to read of each image."
+        "Draw at random which patches of each image are read."
         if not self.active:
             return None
         noise = self.world.rows(
@@ -153,7 +153,7 @@ class PatchDropout(Hook):
 
 # %% ../nbs/25_hooks.ipynb #93645201
 class TensorBoard(Hook):
-    "Write the log for TensorBoard; needs the package `tensorboard`."
+    "Write the log for TensorBoard, for which the package `tensorboard` must be installed."
 
     def __init__(self, folder: Path):
         try:

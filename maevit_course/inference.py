@@ -35,9 +35,9 @@ from .weights import write_atomically
 
 # %% ../nbs/76_inference.ipynb #576cbbc8
 def find_images(
-    paths: Iterable[str | Path],  # files, and folders that are searched with their sub-folders
-) -> list[Path]:  # each file once
-    "List the image files. Raises `InputError` if a path does not exist or there is no image."
+    paths: Iterable[str | Path],  # files, and folders to search with all their sub-folders
+) -> list[Path]:  # without repetitions
+    "List the image files. Raises `InputError` if a path does not exist, or if there are no images."
     given, found = [Path(path) for path in paths], list[Path]()
     for path in given:
         if not path.exists():
@@ -54,7 +54,7 @@ def find_images(
 
 # %% ../nbs/76_inference.ipynb #019b19a8
 def read_or_reason(path: Path, size: int, fit: Fit) -> Tensor | str:
-    "Return a file as a normalised image (1, 3, size, size), or the reason why that is impossible."
+    "Return a file as a normalised image (1, 3, size, size), or the reason why it is unreadable."
     try:
         return preprocess([path], size, fit=fit)
     except InputError as error:
@@ -63,14 +63,15 @@ def read_or_reason(path: Path, size: int, fit: Fit) -> Tensor | str:
 
 def read_batches(
     files: Sequence[Path],
-    size: int,  # side the model expects, in pixels
+    size: int,  # side that the model expects, in pixels
     progress: bool | None = None,  # see `progress_style`
     batch_size: int = 100,
     fit: Fit = "crop",  # as in `preprocess`
 ) -> Iterator[tuple[list[Path], Tensor]]:  # files, and images (B, 3, size, size), normalised
-    """Read images in batches, with a bar if there are several; leave out unreadable files.
+    """Yield images in batches, with a progress bar if there are several.
 
-    A warning at the end names them. Raises `InputError` if no file can be read.
+    Unreadable files are left out, and a warning at the end names them. Raises `InputError` if no
+    file can be read.
     """
     starts: Any = range(0, len(files), batch_size)
     if len(starts) > 1 and progress_style(progress) == "bar":
@@ -88,7 +89,7 @@ def read_batches(
 
 # %% ../nbs/76_inference.ipynb #0115a7f8
 def warn_of_unreadable(reasons: list[str], n: int) -> None:
-    "Warn about files that were left out. Raises `InputError` if these are all `n` files."
+    "Warn about files that were left out. Raises `InputError` if all `n` files were."
     if not reasons:
         return
     if len(reasons) == n:
@@ -103,12 +104,12 @@ def predict_files(
     paths: Iterable[str | Path],  # image files, and folders with images
     top: int = 3,  # number of classes per image
     precision: Precision = "auto",  # as in a recipe
-    progress: bool | None = None,  # a bar or not; by default in a terminal or notebook
-) -> list[dict[str, Any]]:  # "path", and most probable first "classes" and "probabilities" (0..1)
-    """Classify image files with flat memory; leave out unreadable ones with a warning.
+    progress: bool | None = None,  # show a progress bar; by default in a terminal or notebook
+) -> list[dict[str, Any]]:  # "path", "classes" and "probabilities" (0 to 1), best first
+    """Classify image files; the memory needed does not depend on their number.
 
-    Raises `InputError` if there are no images, if `top` is not between 1 and all classes, or if
-    the model has no classes.
+    Unreadable files are left out, with a warning. Raises `InputError` if there are no images, if
+    `top` is not between 1 and the number of classes, or if the model has no classes.
     """
     if not isinstance(classifier, Classifier):
         raise InputError(
@@ -126,9 +127,9 @@ def predict_files(
         with autocast(device, precision):
             logits = classifier(images.to(device)).float()
         values, indices = F.softmax(logits, dim=1).topk(top)  # (B, top)
-        for file, shares, best in zip(files, values.tolist(), indices.tolist()):
+        for file, probabilities, best in zip(files, values.tolist(), indices.tolist()):
             classes = [names[i] for i in best]
-            rows.append({"path": str(file), "classes": classes, "probabilities": shares})
+            rows.append({"path": str(file), "classes": classes, "probabilities": probabilities})
     return rows
 
 # %% ../nbs/76_inference.ipynb #d741aa69
@@ -148,14 +149,14 @@ def save_predictions(rows: list[dict[str, Any]], out: Path) -> None:
 
 
 def csv_text(lines: Iterable[Sequence[Any]]) -> str:
-    "Return lines as CSV."
+    "Return lines as the text of a CSV file."
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(lines)
     return file.getvalue()
 
 
 def check_out(out: Path, kinds: tuple[str, ...]) -> None:
-    "Raise `InputError` unless a file of one of these kinds can be written."
+    "Raise `InputError` unless `out` ends in one of `kinds` and its folder exists."
     if out.suffix not in kinds:
         raise InputError(f"cannot write {str(out)!r}: its name must end in {' or '.join(kinds)}")
     if not out.parent.is_dir():
@@ -166,12 +167,13 @@ def check_out(out: Path, kinds: tuple[str, ...]) -> None:
 def embed_files(
     model: MAE | Classifier,
     paths: Iterable[str | Path],  # image files, and folders with images
-    pool: Literal["mean", "dummy", "patches"] = "mean",  # which output represents an image
-    progress: bool | None = None,  # a bar or not; by default in a terminal or notebook
+    pool: Literal["mean", "dummy", "patches"] = "mean",  # "dummy" is the class token
+    progress: bool | None = None,  # show a progress bar; by default in a terminal or notebook
 ) -> tuple[list[Path], Tensor]:  # files, and float32 (n, D) on the CPU; with "patches" (n, N, D)
-    """Embed image files with all patches visible; leave out unreadable ones with a warning.
+    """Embed image files, with all their patches visible.
 
-    Raises `InputError` if there are no images, or for an unknown `pool`.
+    Unreadable files are left out, with a warning. Raises `InputError` if there are no images, or
+    if `pool` is unknown.
     """
     pools = {
         "mean": lambda tokens: tokens[:, :-1].mean(1),
@@ -207,17 +209,17 @@ def save_embeddings(files: Sequence[Path], features: Tensor, out: Path) -> None:
 def nearest(
     query: Tensor,  # (D,)
     features: Tensor,  # (n, D)
-    k: int,  # at most this many
+    k: int,  # maximum number of neighbours
 ) -> tuple[Tensor, Tensor]:  # cosine similarities and indices, (k,) each, nearest first
-    "Find the embeddings most similar to one, after subtracting the mean of all."
+    "Find the embeddings that are most similar to `query`, after subtracting their mean."
     centre = features.mean(0)
     similarity = F.normalize(features - centre, dim=1) @ F.normalize(query - centre, dim=0)
     return similarity.topk(min(k, len(features)))
 
 # %% ../nbs/76_inference.ipynb #ea24c280
 def show_neighbours(
-    model: MAE | Classifier,  # that made the embeddings
-    image: str | Path,  # image file whose neighbours to draw
+    model: MAE | Classifier,  # model that made the embeddings
+    image: str | Path,  # image file whose neighbours are drawn
     files: Sequence[Path],  # as returned by `embed_files`
     features: Tensor,  # (n, D), as returned by `embed_files`
     pool: Literal["mean", "dummy"] = "mean",  # as in `embed_files`
@@ -225,7 +227,7 @@ def show_neighbours(
 ) -> plt.Figure:
     """Draw an image and the files whose embeddings are nearest to its own.
 
-    Raises `InputError` if there is no other file, or for embeddings of single patches.
+    Raises `InputError` if there is no other file, or if the embeddings are those of patches.
     """
     if features.ndim != 2 or pool not in ("mean", "dummy"):
         raise InputError(
@@ -234,7 +236,7 @@ def show_neighbours(
         )
     others = [i for i, file in enumerate(files) if file.resolve() != Path(image).resolve()]
     if not others:
-        raise InputError(f"there is no other image than {str(image)!r}: give more files")
+        raise InputError(f"there is no other image besides {str(image)!r}: give more files")
     query = embed_files(model, [image], pool)[1][0]
     similarity, index = nearest(query, features[others], n)
     chosen = [Path(image), *(files[others[i]] for i in index.tolist())]

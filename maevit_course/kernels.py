@@ -26,17 +26,17 @@ def dropout_mask(
     p: float,  # probability of a zero, accurate to 1e-5
 ) -> Tensor:  # zeros and ones, with the shape and type of `x`
     "Draw a dropout mask from 16-bit slices of random words."
-    seed = int(torch.randint(2**62, ()))  # so that PyTorch's seed determines the mask
+    seed = int(torch.randint(2**62, ()))  # makes the mask depend on PyTorch's seed
     n_words = (x.numel() + 3) // 4
-    words = np.random.SFC64(seed).random_raw(n_words)  # 64 bits each, faster than PyTorch's
-    # uniform in -32768..32767
+    words = np.random.SFC64(seed).random_raw(n_words)  # 64 bits each, drawn faster than by PyTorch
+    # integers, uniform in -32768..32767
     slices = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)
     mask = torch.empty_like(x, memory_format=torch.contiguous_format)
     return torch.ge(slices, round(p * 65536) - 32768, out=mask)
 
 # %% ../nbs/63_kernels.ipynb #dce7896a
 class MaskedScale(torch.autograd.Function):
-    "Dropout with `dropout_mask`: one pass over the memory in each direction."
+    "Apply dropout with `dropout_mask`, in one pass over the memory in each direction."
 
     @staticmethod
     def forward(ctx, x: Tensor, p: float) -> Tensor:
@@ -53,7 +53,7 @@ class MaskedScale(torch.autograd.Function):
 def dropout(
     x: Tensor,  # any shape
     p: float,  # probability of a zero; 0 returns `x` itself
-) -> Tensor:  # same shape as `x`: zero with probability `p`, otherwise scaled by 1/(1 - p)
+) -> Tensor:  # shape of `x`; zero with probability `p`, else scaled by 1/(1 - p)
     "Apply dropout, on the CPU with `MaskedScale` and on other devices with PyTorch's own."
     if p == 0:
         return x
@@ -61,7 +61,7 @@ def dropout(
 
 # %% ../nbs/63_kernels.ipynb #52a09b6b
 class Dropout(nn.Dropout):
-    "PyTorch's dropout layer, with this module's `dropout`, which is faster on the CPU."
+    "PyTorch's dropout layer, computed with `dropout`, which is faster on the CPU."
 
     @property
     def rate(self) -> float:
@@ -73,7 +73,7 @@ class Dropout(nn.Dropout):
 
 # %% ../nbs/63_kernels.ipynb #f7fc23e7
 class ReluDropout(torch.autograd.Function):
-    "ReLU, then dropout; the backward pass needs nothing but the result."
+    "Apply ReLU, then dropout; the backward pass needs only the result."
 
     @staticmethod
     def forward(ctx, x: Tensor, p: float) -> Tensor:
@@ -103,17 +103,17 @@ def attention(
 ) -> Tensor:  # (B, H, T, D/H)
     """Compute scaled dot-product attention.
 
-    On a GPU it uses PyTorch's fused kernel, on the CPU two matrix products, which train
-    faster there.
+    On a GPU it calls PyTorch's fused kernel. On the CPU it uses two matrix products, which
+    train faster there.
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, dropout_p=p)
-    q, k, v = (t.contiguous() for t in (q, k, v))  # the products would copy them more than once
+    q, k, v = (t.contiguous() for t in (q, k, v))  # otherwise, each product would copy them
     scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, H, T, T)
     return dropout(scores.softmax(-1), p) @ v
 
 # %% ../nbs/63_kernels.ipynb #1586980a
-def keep_freed_memory() -> bool:  # whether all settings were accepted
+def keep_freed_memory() -> bool:  # whether the C library accepted all settings
     """Keep freed memory in this process for reuse instead of returning it to the system.
 
     This works on Linux with glibc and has no effect elsewhere.
@@ -128,7 +128,7 @@ def keep_freed_memory() -> bool:  # whether all settings were accepted
 
 # %% ../nbs/63_kernels.ipynb #6f06b076
 def configure_backend(device: torch.device) -> None:
-    "Prepare this process for training on `device`."
+    "Prepare this process for training on `device`: its memory, its kernels, and its GPU."
     if device.type == "cpu":
         keep_freed_memory()
     if device.type == "cuda":
@@ -141,7 +141,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 # %% ../nbs/63_kernels.ipynb #f04dcd63
 def cpu_vendor() -> str:  # "AuthenticAMD", "GenuineIntel", …; empty if unknown
-    "Return the maker of this computer's processor."
+    "Return the name of the maker of this computer's processor."
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("vendor_id"):
@@ -157,8 +157,8 @@ def compute_capability(device: torch.device) -> tuple[int, int]:  # (0, 0) witho
 def has_fast_bf16(device: torch.device) -> bool:
     """Return whether bf16 is faster than float32.
 
-    That is so on a GPU of compute capability 8.0 or higher, on a CPU with AMX, and on an AMD CPU
-    with AVX512-BF16.
+    It is faster on a GPU of compute capability 8.0 or higher, on a CPU with AMX, and on an AMD
+    CPU with AVX512-BF16.
     """
     if device.type == "cuda":  # PyTorch's `is_bf16_supported` is true for emulation as well
         return compute_capability(device) >= (8, 0)
@@ -179,8 +179,8 @@ def resolve_precision(
 ) -> Precision:  # "fp32", "bf16" or "fp16"
     """Replace "auto" by the fastest precision of the device.
 
-    That is bf16 where `has_fast_bf16` is true, fp16 on other GPUs of compute capability 7.0 or
-    higher, and float32 elsewhere.
+    The fastest precision is bf16 where `has_fast_bf16` is true, fp16 on other GPUs of compute
+    capability 7.0 or higher, and float32 elsewhere. Any other `precision` is returned unchanged.
     """
     if precision != "auto":
         return precision
@@ -193,7 +193,7 @@ def autocast(
     device: torch.device,
     precision: Precision,  # as in a recipe
 ) -> torch.autocast:
-    "Return the context manager that sets the precision of a step."
+    "Return a context manager that runs matrix products in the given precision."
     resolved = resolve_precision(precision, device)
     dtype = torch.float16 if resolved == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=resolved != "fp32")
@@ -203,7 +203,7 @@ def gradient_scaler(
     device: torch.device,
     precision: Precision,  # as in a recipe
 ) -> torch.amp.GradScaler:
-    "Return the scaler of the loss and its gradients, which is switched on for fp16 only."
+    "Return the scaler of the loss and its gradients, which is enabled for fp16 only."
     fp16 = resolve_precision(precision, device) == "fp16"
     return torch.amp.GradScaler(device.type, enabled=fp16)
 
@@ -222,11 +222,11 @@ def compiles(loss_fn: LossFn, model: nn.Module, images: Tensor, labels: Tensor) 
             loss_fn(model, images, labels)["loss"].backward()
         return True
     except torch.OutOfMemoryError:
-        raise  # it would not fit uncompiled either
+        raise  # the uncompiled step would not fit either
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         warnings.warn(
-            f"the step could not be compiled ({reason}); training goes on, more slowly",
+            f"the step could not be compiled ({reason}); training continues, but more slowly",
             stacklevel=2,
         )
         return False
@@ -237,11 +237,13 @@ def compiles(loss_fn: LossFn, model: nn.Module, images: Tensor, labels: Tensor) 
 def compile_options(device: torch.device) -> dict[str, Any] | None:
     """Return the compiler's options for a device, or None where a step runs uncompiled.
 
-    Warns on an Apple GPU. Before compute capability 8.0, cuBLAS computes the matrix products.
+    Warns on an Apple GPU. On GPUs before compute capability 8.0, the options leave the matrix
+    products to cuBLAS.
     """
     if device.type == "mps":
         warnings.warn(
-            "on an Apple GPU the step is not compiled; training goes on, more slowly", stacklevel=2
+            "on an Apple GPU the step is not compiled; training continues, but more slowly",
+            stacklevel=2,
         )
     if device.type in ("cpu", "mps"):
         return None
@@ -255,7 +257,7 @@ def compile_or_fall_back(
     options: dict[str, Any] | None = None,  # compiler options; PyTorch's defaults if None
 ) -> LossFn:
     "Compile a loss function; if the compiler fails, warn and use the function uncompiled."
-    # without a reset, the compiler would reach its limit of recompilations in a series of runs
+    # without a reset, a series of runs would reach the compiler's limit of recompilations
     torch.compiler.reset()
     fused = torch.compile(loss_fn, dynamic=False, options=options)
     works: bool | None = None

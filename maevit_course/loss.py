@@ -15,7 +15,7 @@ def reconstruction_loss(
     masked: Tensor,  # (B, N) bool: True for masked patches
     alpha: float = 0.1,  # discount α on visible patches (0.1 in the paper)
 ) -> dict[str, Tensor]:  # scalars: "loss" and its two errors, "masked" and "visible"
-    "Compute the mean squared error on masked patches + α · that on visible ones (Eq. 1)."
+    "Compute the mean squared error on masked patches plus α times that on visible ones (Eq. 1)."
     error = (prediction.float() - target.float()).square().mean(-1)  # (B, N)
     hidden = masked.float()
     on_masked = (error * hidden).sum() / hidden.sum()

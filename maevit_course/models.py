@@ -58,7 +58,7 @@ def check_sizes(config: "ModelConfig") -> None:
 # %% ../nbs/15_models.ipynb #4ccb3066
 @dataclass(frozen=True)
 class ModelConfig:
-    "Every size of the model; the defaults are the paper's (Section 3.1)."
+    "All sizes of the model; the defaults are the paper's (Section 3.1)."
 
     image_size: int = 36  # side of the images the model sees, in pixels
     patch_size: int = 3  # side of a patch, in pixels
@@ -186,7 +186,7 @@ def encoder_config(encoder: Encoder) -> ModelConfig:
 class Classifier(SavedModel):
     """The encoder and a linear layer on the dummy patch's embedding (Section 3.3).
 
-    `config.pool` may choose the mean of all patches instead, or of all patches and the dummy.
+    `config.pool` may choose the mean of all patches instead, or of all patches and the dummy patch.
     """
 
     kind = "classifier"
@@ -215,7 +215,7 @@ class Classifier(SavedModel):
         self,
         tokens: Tensor,  # (B, K+1, D): embeddings, the dummy patch last
     ) -> Tensor:  # (B, classes): logits
-        "Apply the linear layer to what `config.pool` chooses of the embeddings."
+        "Apply the linear layer to the embedding that `config.pool` chooses."
         parts = {"dummy": tokens[:, -1:], "mean": tokens[:, :-1], "all": tokens}
         return self.head(parts[self.config.pool].mean(1))
 
@@ -277,7 +277,7 @@ def save_model(
     path: str | Path,  # file to write, *.safetensors
     **about: Any,  # further header fields that JSON can represent
 ) -> None:
-    "Write a model's weights with what is needed to build it again into a safetensors file."
+    "Write a model's weights, and what is needed to build it again, to a safetensors file."
     header: dict[str, Any] = {"kind": model.kind, "model": asdict(model.config)}
     if isinstance(model, Classifier):
         header["classes"] = list(model.classes)

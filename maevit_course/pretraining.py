@@ -113,7 +113,7 @@ def pretrain(
 ) -> MAE:  # trained, in evaluation mode, on the device; also saved as `out`/model.safetensors
     """Pre-train a masked autoencoder and return it (Section 3.2).
 
-    Raises `InputError`, `RunStopped` or `DivergedError`, see `Trainer.fit`.
+    Raises `InputError`, `RunStopped` or `DivergedError`, as `Trainer.fit` does.
     """
     world, start, used = World.current(), None, None
     if weights is not None:

@@ -110,7 +110,7 @@ class DivergedError(Exception):
 
 
 class StopRequest:
-    "Context manager: the first Ctrl-C or SIGTERM sets a flag, a second Ctrl-C interrupts."
+    "In a `with` block, set a flag at the first Ctrl-C or SIGTERM; a second Ctrl-C interrupts."
 
     def __init__(
         self,

@@ -254,7 +254,7 @@ class Run:
                 os.fsync(file.fileno())
 
     def save(self, tensors: dict[str, Tensor], about: dict) -> None:
-        "Write a checkpoint and keep the one before it."
+        "Write a checkpoint and keep the previous one."
         if self.leads:
             with disk_errors(self.out):
                 write_atomically(self.out / "checkpoint.next", to_bytes(tensors, about))

@@ -25,7 +25,7 @@ def scaled_lr(
 # %% ../nbs/20_schedules.ipynb #ce71ef87
 @dataclass(frozen=True)
 class WarmupCosine:
-    "Learning rate per step: linear warm-up, then half a cosine (Sections 3.2, 3.3)."
+    "The learning rate of each step: a linear warm-up, then half a cosine (Sections 3.2, 3.3)."
 
     peak: float  # highest learning rate
     warmup_steps: int  # the last of them reaches the peak
@@ -50,7 +50,7 @@ class WarmupCosine:
 
 # %% ../nbs/20_schedules.ipynb #3f0c7a21
 def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
-    "Return whether weight decay applies: for matrices, not for biases, norms and learned vectors."
+    "Return whether weight decay applies: to matrices, but not to biases, norms or learned vectors."
     return parameter.ndim > 1 and not name.endswith("positions")
 
 # %% ../nbs/20_schedules.ipynb #5535cc7e

@@ -43,7 +43,7 @@ R = TypeVar("R", bound="Recipe")
 
 # %% ../nbs/22_training.ipynb #a0780506
 def check_recipe(recipe: "Recipe") -> None:
-    "Raise `InputError` if a recipe's values make no sense."
+    "Raise `InputError` if a setting of a recipe is invalid."
     for name in ("epochs", "batch_size", "seed"):
         if not isinstance(getattr(recipe, name), int):
             raise InputError(f"{name} is {getattr(recipe, name)!r} but must be an integer")
@@ -193,7 +193,7 @@ class Task:
 # %% ../nbs/22_training.ipynb #8ea28679
 @dataclass(frozen=True)
 class Batches:
-    """Batches of a data set that depend only on the seed and their number.
+    """The batches of a data set, each of which depends only on the seed and its own number.
 
     The last batch of an epoch is dropped if it is incomplete. Raises `InputError` if there are
     fewer images than the batch size.
@@ -227,7 +227,7 @@ class Batches:
         epoch: int,  # counted from 0
         start: int = 0,  # first step of the epoch to yield
     ) -> Iterator[tuple[Tensor, Tensor]]:  # normalised images (B, 3, S, S), labels (B,)
-        "Yield this process's share of an epoch's batches, from a given step on."
+        "Yield this process's part of each batch of an epoch, from a given step on."
         B, share = self.recipe.batch_size, self.recipe.batch_size // self.world.size
         order, images = self.order(epoch).to(self.data.images.device), None
         seed = self.recipe.seed
@@ -544,7 +544,7 @@ class Trainer:
         return (learner.step - first) * self.recipe.batch_size / (time.monotonic() - began)
 
     def end_epoch(self, images_per_s: float, evaluate: Evaluate | None = None) -> None:
-        "Log the epoch and move to the next. Raises like `fit`."
+        "Log the epoch and move to the next. Raises what `fit` raises."
         learner = self.learner
         epoch, lr = learner.epoch + 1, learner.schedule(learner.global_step - 1)
         losses = self.checkpoints.losses()

@@ -59,6 +59,26 @@ def test_other_ranges_are_refused(wrong, data):
             function(wrong(data.images))
 
 
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [
+        (lambda d: ImageData(d.images.float(), d.labels, d.classes), "not torch.float32"),
+        (lambda d: ImageData(d.images, d.labels + 1, d.classes), "but range from 1 to 10"),
+        (lambda d: ImageData(d.images, d.labels[:7], d.classes), r"labels of shape \(7,\)"),
+        (lambda d: d.few_labels(len(d)), "images per class: the smallest class has"),
+        (lambda d: d[:1].split(0.2), "has only one image"),
+        (lambda d: d.split(1.0), "fraction is 1.0"),
+        (lambda d: preprocess(7, 8), "not int: 7"),
+        (lambda d: preprocess("no.png", 8), "'no.png' cannot be read as an image"),
+        (lambda d: preprocess(torch.zeros(1, 2, 8, 8), 8), r"not \(1, 2, 8, 8\)"),
+        (lambda d: ImageData.from_dataset([(d.images[0], 0), (d.images[1], "?")]), "item 1 of"),
+    ],
+)
+def test_bad_data_from_python_are_named(work, said, data):
+    with pytest.raises(InputError, match=said):
+        work(data)
+
+
 def test_a_torch_data_set_becomes_image_data(data):
     "Images as PIL or as `ToTensor` makes them, of any size; the classes come along."
     pairs = [(Image.fromarray(x.permute(1, 2, 0).numpy()), int(y)) for x, y in data]

@@ -504,8 +504,10 @@ def test_a_limit_leaves_the_test_images_alone(tmp_path):
 #: What the parser of the command line refuses, in its own words.
 PARSED = {
     "pretrain --recipe papre": "papre",
+    "pretrain --recipe": "--recipe",
     "pretrain --recipe small --epochs many": "many",
     "pretrain --recipe small --epoch 3": "--epochs",
+    "evaluate": "--weights",
     "fly": "fly",
 }
 

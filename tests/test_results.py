@@ -76,6 +76,14 @@ def test_an_interrupted_or_foreign_record_is_not_taken_for_a_run(tmp_path):
     assert has_record(first, tmp_path)
     with pytest.raises(InputError, match=r"seed \(0 → 1\)"):
         has_record(replace(first, recipe=replace(first.recipe, seed=1)), tmp_path)
+    tune = next(e for e in list_runs(PLANS["small"]) if e.name == "trial-to-c10")
+    shutil.copytree(RECORDS["small/trial-to-c10"].folder, tmp_path / "trial-to-c10")
+    assert has_record(tune, tmp_path)
+    with pytest.raises(InputError, match=r"images \(1000 → 70\)"):
+        has_record(replace(tune, labels_per_class=7), tmp_path)
+    other = replace(first, recipe=replace(first.recipe, seed=1))
+    with pytest.raises(InputError, match=r"seed \(0 → 1\)"):
+        has_record(replace(tune, start=other), tmp_path)
     (tmp_path / "trial/summary.json").unlink()
     assert not has_record(first, tmp_path)
 

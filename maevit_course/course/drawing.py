@@ -20,8 +20,8 @@ from ..plots import COLORS
 #: The roles of a box, and their colours.
 ROLES = {
     "visible": COLORS[0],  # patches and tokens that the encoder sees
-    "masked": "#8C8C8C",  # patches that are hidden
-    "dummy": COLORS[1],  # the dummy patch, which represents the whole image
+    "masked": "#8C8C8C",  # patches that the encoder does not see
+    "dummy": COLORS[1],  # the class token (dummy patch), which represents the whole image
     "position": COLORS[2],  # positional embeddings and other added vectors
     "mask": COLORS[4],  # the learned mask token
     "loss": COLORS[3],  # errors, gradients, wrong values

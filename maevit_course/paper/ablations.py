@@ -77,7 +77,7 @@ class GeluLayer(TransformerLayer):
 def use_gelu(
     part: Encoder | Decoder,  # changed in place
 ) -> None:
-    "Let all transformer layers use GELU, with the weights they have."
+    "Make all transformer layers use GELU, and keep their weights."
     for layer in part.layers:
         layer.__class__ = GeluLayer
 
@@ -197,7 +197,7 @@ SEEDS = (0, 1, 2)
 # %% ../../nbs/32_ablations.ipynb #4745483d
 @dataclass(frozen=True)
 class Trial:
-    "One pre-training, one fine-tuning and their measures: the base, or one change to it."
+    "One pre-training, one fine-tuning and their results, for the base or a single change to it."
 
     factor: str  # what differs from the base; "base" for the base itself
     value: str  # of the factor, as tables show it
@@ -238,7 +238,7 @@ class Trial:
 def read_costs(
     results: Path | None = None,  # results folder; None reads this project's own
 ) -> dict[str, Any]:  # "processor", and "milliseconds" of a step by "factor value"
-    "Read how long a step of each variant takes."
+    "Read the duration of a step of each variant."
     file = (results or results_folder()) / "ablations" / "costs.json"
     return json.loads(file.read_text(encoding="utf-8"))
 
@@ -308,7 +308,7 @@ def train_phase(
     options: RunOptions,
     start: MAE | None = None,  # pre-trained model; None starts from random weights
 ) -> tuple[Any, float]:  # trained model in evaluation mode, and the seconds it took
-    "Train, resume or load one phase of a trial. Raises like `pretrain`."
+    "Train, resume or load one phase of a trial. Raises what `pretrain` raises."
     resolved: Recipe = recipe.resolve(pick_device(options.device), len(data))
     config = {
         "phase": "pretrain" if isinstance(recipe, PretrainRecipe) else "finetune",
@@ -336,7 +336,7 @@ def measure_once(
     held_out: ImageData,
     file: Path,  # measures.json, in the folder of the pre-training
 ) -> tuple[dict[str, float], float]:  # measures, seconds
-    "Measure a pre-trained model, or read what was measured before."
+    "Measure a pre-trained model, or read its earlier measurements."
     if not file.exists():
         began = time.monotonic()
         measures = measure_pretraining(mae, train, held_out)
@@ -363,7 +363,7 @@ def run_trial(
     out: Path,  # folder for the runs
     options: RunOptions = RunOptions(),
 ) -> dict[str, Any]:  # measures, and the "seconds" of each phase
-    "Run or resume one trial. Raises like `pretrain`."
+    "Run or resume one trial. Raises what `pretrain` raises."
     began, (first, second) = time.monotonic(), folders(trial)
     measures: dict[str, float] = {}
     seconds: dict[str, float] = {}
@@ -389,7 +389,7 @@ def run_trial(
 def read_trials(
     file: Path | None = None,  # trials.jsonl; None reads this project's own
 ) -> list[dict[str, Any]]:
-    "Read the lines of all finished trials. Raises `InputError` for a line that is no JSON."
+    "Read the lines of all finished trials. Raises `InputError` for a line that is not JSON."
     file = file or results_folder() / "ablations" / "trials.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     try:
@@ -451,7 +451,7 @@ def run_trials(
 ) -> None:
     """Run the trials that have no line yet; several processes may share the list and `out`.
 
-    Raises `RunStopped` when the time is up, and `InputError` or `DivergedError` like `pretrain`.
+    Raises `RunStopped` when the time is up, and `InputError` or `DivergedError` as `pretrain` does.
     """
     if (size := World.current().size) > 1:
         raise InputError(
@@ -553,7 +553,7 @@ def by_seed(
     value: str,
     measure: str,
 ) -> dict[int, float]:  # measure by seed
-    "Select a measure of one value of a factor."
+    "Return a measure of one value of a factor, by seed."
     return {
         line["seed"]: line[measure]
         for line in lines
