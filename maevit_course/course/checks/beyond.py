@@ -189,13 +189,14 @@ def error_with(
 
 
 logits = 2 * torch.randn(200, 4, generator=generator)
-truth = torch.randint(4, (200,), generator=generator)
+# half of the predictions are far too sure, and half not sure enough
+truth = torch.where(torch.arange(200) < 100, torch.arange(200) % 4, logits.argmax(1))
 surer = torch.where(torch.arange(200)[:, None] < 100, logits, logits / 4).softmax(1)
 three = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.45, 0.55]])
 calibration_error = Check(
     "calibration_error",
     reference=error_with(),
-    cases=[(three, torch.tensor([0, 1, 1]), 10), (surer, truth, 10), (surer, truth, 5)],
+    cases=[(three, torch.tensor([0, 0, 1]), 10), (surer, truth, 10), (surer, truth, 5)],
     mistakes=[
         (
             "gives every bin the same weight; a bin counts as much as it has images",
