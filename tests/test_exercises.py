@@ -1,6 +1,8 @@
 """Published solutions pass, stubs and typical mistakes are told what is wrong."""
 
+import os
 import re
+from itertools import pairwise
 
 import nbformat
 import pytest
@@ -8,9 +10,9 @@ import pytest
 from maevit_course.course.checks.core import NOT_YET, Check
 from notebooks import ROOT
 
-CHECKED = re.compile(r"^check\.(\w+)\((\w+)\)", re.MULTILINE)
+CHECKED = re.compile(r"^(?:if )?check\.(\w+)\((\w+)\)", re.MULTILINE)
 SOLUTION = re.compile(r"<details><summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
-NOTEBOOKS = sorted((ROOT / "nbs/exercises").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "nbs/exercises").glob("[0-9]*.ipynb"))
 
 
 def exercises(path):
@@ -42,8 +44,38 @@ def test_exercises(path):
             assert check.diagnose(wrong) == sentence
 
 
-def test_every_lesson_has_exercises():
-    "All of parts 1 and 2 except 15, which puts the model's parts together; and lessons 31, 33."
-    lessons = {p.name for p in (ROOT / "nbs").glob("*.ipynb") if "10" <= p.name[:2] <= "24"}
-    expected = lessons - {"15_models.ipynb"} | {"31_interpretation.ipynb", "33_rivals.ipynb"}
+def test_lessons_with_exercises():
+    "All lessons of parts 1 to 3 but 25, and lessons 41 and 50."
+    lessons = {p.name for p in (ROOT / "nbs").glob("*.ipynb") if "10" <= p.name[:2] < "40"}
+    expected = lessons - {"25_hooks.ipynb"} | {"41_beyond.ipynb", "50_your_images.ipynb"}
     assert expected == {p.name for p in NOTEBOOKS}
+
+
+def experiments(path):
+    "Yield the name, the cell and the solution of each exercise that measures something."
+    cells = nbformat.read(path, as_version=4).cells
+    for cell, after in pairwise(cells):
+        called = CHECKED.search(cell.source)
+        if cell.cell_type == "code" and called and cell.source.startswith("if "):
+            yield called[2], cell.source, SOLUTION.search(after.source)[1]
+
+
+def test_lessons_with_experiments():
+    "From lesson 16 on, each set has an experiment whose result is explained."
+    for path in NOTEBOOKS:
+        found = list(experiments(path))
+        assert bool(found) == (path.name >= "16"), path.name
+    assert sum(len(list(experiments(path))) for path in NOTEBOOKS) >= 12
+
+
+@pytest.mark.skipif("EXPERIMENTS" not in os.environ, reason="set EXPERIMENTS=1; takes half an hour")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_experiments(path, tmp_path, monkeypatch, capsys):
+    "The experiment of each published solution runs; its output can be read with `pytest -s`."
+    monkeypatch.chdir(tmp_path)
+    names = next(exercises(path))[2]
+    for name, source, solution in experiments(path):
+        exec(solution, names)
+        with capsys.disabled():
+            print(f"\n{path.stem}: {name}")
+            exec(source, names)
