@@ -244,9 +244,10 @@ def test_own_pictures(page):
 
 
 @needs_page
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_serious_findings_of_axe(page, scheme):
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_no_serious_findings_of_axe(page, scheme, width):
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    page.set_viewport_size({"width": width, "height": 800})
     page.click("#load-classifier")
     page.wait_for_selector(".chart svg")
     page.add_script_tag(path=NODE / "axe-core/axe.min.js")
@@ -257,6 +258,7 @@ def test_no_serious_findings_of_axe(page, scheme):
         if rule["impact"] in ("serious", "critical")
     ]
     assert not serious
+    assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
 @needs_page
