@@ -14,15 +14,16 @@ export function element(tag, attributes = {}, ...children) {
 
 /**
  * Draw one value per patch in the text colour of the canvas: the larger, the stronger.
- * @param {number[]} values one per patch; null where there is none
+ * @param {number[]} values one per patch; null where there is none, which is drawn in grey
  * @param {number} top the value with the full colour
  */
 export function drawMap(canvas, values, side, top) {
   canvas.width = canvas.height = side;
   const context = canvas.getContext("2d");
-  context.fillStyle = getComputedStyle(canvas).color;
+  const { color } = getComputedStyle(canvas);
   values.forEach((value, index) => {
-    context.globalAlpha = value === null ? 0 : Math.min(1, Math.max(0, value / top));
+    context.fillStyle = value === null ? "gray" : color;
+    context.globalAlpha = value === null ? 0.3 : Math.min(1, Math.max(0, value / top));
     context.fillRect(index % side, Math.floor(index / side), 1, 1);
   });
 }
@@ -42,10 +43,7 @@ export function mapFigure(caption, values, side, { chosen, top, words, note = ""
   const canvas = element("canvas");
   const square = element("div", { class: "map", role: "img" }, canvas);
   square.ariaLabel = `${caption}: ${words}`;
-  values.forEach((value, index) => {
-    if (value === null) square.append(cellAt(index, side, "absent"));
-  });
-  if (chosen < values.length) square.append(cellAt(chosen, side, "here"));
+  if (chosen < values.length) square.append(frameAt(chosen, side));
   const text = element("figcaption", {}, caption, note && element("span", {}, note));
   const figure = element("figure", {}, square, text);
   // The colour is known when the figure is in the page.
@@ -53,10 +51,11 @@ export function mapFigure(caption, values, side, { chosen, top, words, note = ""
   return figure;
 }
 
-function cellAt(index, side, name) {
-  const cell = element("i", { class: name });
-  cell.style.cssText = `--row: ${Math.floor(index / side)}; --column: ${index % side}; --side: ${side}`;
-  return cell;
+function frameAt(index, side) {
+  const frame = element("i");
+  const [row, column] = [Math.floor(index / side), index % side];
+  frame.style.cssText = `--row: ${row}; --column: ${column}; --side: ${side}`;
+  return frame;
 }
 
 /** Make a table of probabilities: with the visible patches, and with the whole picture. */
@@ -93,32 +92,27 @@ export function probabilityCurve(classes, curve, now) {
   const most = curve.at(-1).visible;
   const x = (visible) => left + ((width - left - 10) * visible) / most;
   const y = (probability) => 10 + (height - 10 - bottom) * (1 - probability);
-  const means = classes.map((_, i) => curve.reduce((sum, point) => sum + point.probabilities[i], 0));
-  const shown = classes.map((_, i) => i).sort((a, b) => means[b] - means[a]).slice(0, 3);
+  const total = (i) => curve.reduce((sum, { probabilities }) => sum + probabilities[i], 0);
+  const shown = classes.map((_, i) => i).sort((a, b) => total(b) - total(a)).slice(0, 3);
   const line = (i) => curve.map((p) => `${x(p.visible)},${y(p.probabilities[i])}`).join(" ");
   const text = (atX, atY, words, anchor) =>
     `<text x="${atX}" y="${atY}" text-anchor="${anchor}">${words}</text>`;
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("role", "img");
-  svg.ariaLabel = `Probability against the number of visible patches. ${shown
-    .map((i) => {
-      const values = curve.map(({ visible, probabilities }) => `${percent(probabilities[i])} at ${visible}`);
-      return `${classes[i]}: ${values.join(", ")}`;
-    })
-    .join(". ")}`;
+  const inWords = shown.map((i) => {
+    const values = curve.map((p) => `${percent(p.probabilities[i])} at ${p.visible}`);
+    return `${classes[i]}: ${values.join(", ")}`;
+  });
+  svg.ariaLabel = `Probability against the number of visible patches. ${inWords.join(". ")}`;
   svg.innerHTML = [
-    ...[0, 0.5, 1].map(
-      (p) =>
-        `<path class="line" d="M${left},${y(p)}H${width - 10}"/>${text(left - 6, y(p) + 4, percent(p), "end")}`,
-    ),
+    ...[0, 0.5, 1].map((p) => `<path class="line" d="M${left},${y(p)}H${width - 10}"/>`),
+    ...[0, 0.5, 1].map((p) => text(left - 6, y(p) + 4, percent(p), "end")),
     `<path class="now" d="M${x(now)},10V${y(0)}"/>`,
     ...[1, most / 2, most].map((n) => text(x(n), height - 22, n, "middle")),
     text((left + width) / 2, height - 4, "visible patches", "middle"),
     ...shown.map((i, k) => `<polyline class="curve curve-${k}" points="${line(i)}"/>`),
   ].join("");
-  const names = shown.map((i, k) =>
-    element("li", { class: `curve-${k}` }, classes[i]),
-  );
+  const names = shown.map((i, k) => element("li", { class: `curve-${k}` }, classes[i]));
   return element("figure", { class: "chart" }, svg, element("ul", { class: "legend" }, ...names));
 }

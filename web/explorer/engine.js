@@ -35,8 +35,8 @@ export class Engine {
    */
   run(model, image, keep) {
     const id = this.#count++;
-    const pixels = image && new Uint8Array(image.data);
-    this.#worker.postMessage({ id, model, program: this.program, pixels, size: image?.width, keep });
+    const input = image && { pixels: new Uint8Array(image.data), size: image.width, keep };
+    this.#worker.postMessage({ id, model, program: this.program, input });
     return new Promise((resolve, reject) => this.#waiting.set(id, { resolve, reject }));
   }
 }

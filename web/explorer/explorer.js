@@ -203,6 +203,12 @@ function describeChosen() {
 const errorText = (index) => state.result.errors.data[index].toFixed(3);
 
 function showResult() {
+  showPrediction();
+  summarise();
+  showMaps();
+}
+
+function showPrediction() {
   const { side, size } = state.model;
   const { errors, image, picture, keep } = state.result;
   const isVisible = new Set(keep);
@@ -222,11 +228,16 @@ function showResult() {
         : new ImageData(new Uint8ClampedArray(picture.data), size, size);
     output.canvas.getContext("2d").putImageData(shown, 0, 0);
   }
-  showAttention("encoder", keep);
+}
+
+/** Draw all maps of the chosen token, once the browser has painted the prediction. */
+const showMaps = latest(async () => {
+  await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+  if (!state.result) return; // the visitor has changed the model
+  showAttention("encoder", state.result.keep);
   showAttention("decoder", Array.from({ length: patches() }, (_, i) => i));
   showSimilar();
-  summarise();
-}
+});
 
 /** Show the attention of the chosen token in all layers and heads of one part of the model. */
 function showAttention(part, tokens) {
@@ -237,8 +248,9 @@ function showAttention(part, tokens) {
   if (part === "encoder") {
     find("encoder-hint").textContent =
       query < 0
-        ? "The encoder never sees a hidden patch, so there is no attention to show. Choose a visible patch, or look at the decoder."
-        : "The encoder sees only the visible patches and the class token. Hidden patches are hatched.";
+        ? "The encoder never sees a hidden patch, so there is no attention to show. " +
+          "Choose a visible patch, or look at the decoder."
+        : "The encoder sees only the visible patches and the class token. Hidden patches are grey.";
   }
   if (query < 0) return layers.replaceChildren();
   const [depth, heads, length] = state.result[part].dims;
@@ -258,8 +270,8 @@ function showAttention(part, tokens) {
       return mapFigure(`Head ${head + 1}`, values, side, options);
     });
     const name = `Layer ${layer + 1}`;
-    return element("div", { class: "layer", role: "group", "aria-label": name },
-      element("h4", {}, name), ...maps);
+    const group = { class: "layer", role: "group", "aria-label": name, style: `--heads: ${heads}` };
+    return element("div", group, element("h4", {}, name), ...maps);
   });
   layers.replaceChildren(...figures);
 }
@@ -323,12 +335,13 @@ function showAnswer(classes, now, whole) {
 function point(index) {
   input.mark(index);
   output.mark(index);
-  const place = index === null ? "" : nameOf(index, state.model.side);
+  if (index === null || !state.result) {
+    find("readout").textContent = "Point at a patch to read its error.";
+    return;
+  }
+  const place = nameOf(index, state.model.side);
   const kind = state.hidden[index] ? "hidden" : "visible";
-  find("readout").textContent =
-    index === null || !state.result
-      ? "\u00a0"
-      : `${place} · ${kind} · mean squared error ${errorText(index)}`;
+  find("readout").textContent = `${place} · ${kind} · mean squared error ${errorText(index)}`;
 }
 
 function complain(error) {

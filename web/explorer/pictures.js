@@ -43,7 +43,8 @@ export async function readFile(file) {
     return { label: file.name, bitmap: await createImageBitmap(file) };
   } catch {
     throw new Error(
-      `“${file.name}” is not a picture that this browser can read. Choose a JPEG, PNG or WebP file.`,
+      `“${file.name}” is not a picture that this browser can read. ` +
+        "Choose a JPEG, PNG or WebP file.",
     );
   }
 }

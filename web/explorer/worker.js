@@ -42,10 +42,11 @@ async function open(model, program) {
   return sessions.get(model);
 }
 
-/** Run a model and return its outputs as plain arrays, by name. */
-async function run({ model, program, pixels, size, keep }) {
+/** Run a model and return its outputs as plain arrays and their sizes, by name. */
+async function run({ model, program, input }) {
   const session = await open(model, program);
-  if (!pixels) return {}; // it only had to be loaded
+  if (!input) return {}; // it only had to be loaded
+  const { pixels, size, keep } = input;
   const results = await session.run({
     pixels: new ort.Tensor("uint8", pixels, [size, size, 4]),
     keep: new ort.Tensor("int64", BigInt64Array.from(keep, BigInt), [keep.length]),
@@ -57,7 +58,9 @@ async function run({ model, program, pixels, size, keep }) {
 
 async function answer(request) {
   try {
-    postMessage({ id: request.id, outputs: await run(request) });
+    const outputs = await run(request);
+    const buffers = Object.values(outputs).map(({ data }) => data.buffer);
+    postMessage({ id: request.id, outputs }, { transfer: buffers }); // moved, not copied
   } catch (error) {
     sessions.delete(request.model); // so that the next request tries again
     postMessage({ id: request.id, error: error.message });
