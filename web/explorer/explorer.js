@@ -1,34 +1,14 @@
-// The page: what the visitor has chosen, and how it is shown.
+// The page: it connects the visitor's choices, the models and the views.
 
-import {
-  drawMap,
-  element,
-  mapFigure,
-  percent,
-  probabilityCurve,
-  probabilityTable,
-  strongest,
-} from "./drawings.js";
+import { element } from "./drawings.js";
 import { Engine, latest } from "./engine.js";
-import { nameOf, PatchGrid } from "./grid.js";
+import { PatchGrid } from "./grid.js";
 import { loadExamples, readFile, takePicture, toSquare } from "./pictures.js";
+import { boards, find, patches, state, visible } from "./state.js";
+import { point, showAnswer, showCurve, showMask, showResult } from "./views.js";
 
-const find = (id) => document.getElementById(id);
 const START_RATIO = 0.75; // fraction of hidden patches, as in pre-training
 const CURVE_POINTS = 8; // of the classifier's curve
-
-/** Everything that the page shows follows from these values. */
-const state = {
-  model: null, // an entry of models.json
-  picture: null, // {label, bitmap}
-  image: null, // its pixels at the size of the model
-  order: [], // patches in random order: those that come first are hidden first
-  hidden: [], // true for each hidden patch
-  chosen: 0, // a patch, or the number of patches for the class token
-  view: "prediction", // what the second board shows
-  result: null, // the model's outputs, and the visible patches that they belong to
-  classifies: false, // whether the classifier has been asked for
-};
 
 // The site keeps the theme that a visitor chose on another page.
 try {
@@ -37,14 +17,11 @@ try {
   // Without storage, the page follows the system.
 }
 
-let about, engine, input, output;
+let about, engine;
 let arrived = 0; // bytes of the files that are being loaded
 let expected = 0;
 
 // ---- Models -------------------------------------------------------------------------------
-
-const patches = () => state.model.side ** 2;
-const visible = () => state.order.filter((index) => !state.hidden[index]).sort((a, b) => a - b);
 
 const reconstruct = latest(async () => {
   if (!state.image) return;
@@ -84,7 +61,7 @@ const classify = latest(async (isOld) => {
       if (number !== keep.length) curve.push(await ask(number));
     }
     curve.sort((a, b) => a.visible - b.visible);
-    find("answers").children[1].replaceWith(probabilityCurve(model.classes, curve, keep.length));
+    showCurve(model.classes, curve, keep.length);
   } catch (error) {
     complain(error);
   }
@@ -130,8 +107,7 @@ function shuffle(random = Math.random) {
 function centralPatch() {
   const { side } = state.model;
   const offset = (place) => place - (side - 1) / 2;
-  const distance = (index) =>
-    Math.hypot(offset(index % side), offset(Math.floor(index / side)));
+  const distance = (index) => Math.hypot(offset(index % side), offset(Math.floor(index / side)));
   return visible().reduce((a, b) => (distance(b) < distance(a) ? b : a));
 }
 
@@ -148,10 +124,13 @@ function choose(index) {
 }
 
 async function setPicture(picture) {
+  const { model } = state;
   state.picture = picture;
-  state.image = await toSquare(picture.bitmap, state.model.size);
-  input.canvas.width = input.canvas.height = state.model.size;
-  input.canvas.getContext("2d").putImageData(state.image, 0, 0);
+  const image = await toSquare(picture.bitmap, model.size);
+  if (picture !== state.picture || model !== state.model) return; // a newer choice
+  state.image = image;
+  boards.input.canvas.width = boards.input.canvas.height = state.model.size;
+  boards.input.canvas.getContext("2d").putImageData(state.image, 0, 0);
   reconstruct();
   classify();
 }
@@ -160,8 +139,8 @@ function setModel(model) {
   const before = state.model?.side;
   state.model = model;
   state.image = state.result = null;
-  input.resize(model.side);
-  output.resize(model.side);
+  boards.input.resize(model.side);
+  boards.output.resize(model.side);
   if (before !== model.side) {
     state.order = Array.from({ length: patches() }, (_, i) => i);
     state.hidden = state.order.map((i) => i < Math.floor(START_RATIO * patches()));
@@ -172,176 +151,10 @@ function setModel(model) {
   expect([model.file]);
   find("classify").hidden = !model.classifier;
   if (model.classifier) {
+    if (state.classifies) expect([model.classifier]);
     const size = (model.classifier.bytes / 1e6).toFixed(1);
     find("load-classifier").textContent = `Load the classifier (${size} MB)`;
   }
-}
-
-// ---- Views --------------------------------------------------------------------------------
-
-function showMask() {
-  const [hidden, all] = [state.hidden.filter(Boolean).length, patches()];
-  const describe = (index) => ({
-    hidden: state.hidden[index],
-    chosen: index === state.chosen,
-    label: state.hidden[index] ? "hidden" : "visible",
-  });
-  input.update(describe);
-  find("ratio").value = hidden;
-  const text = `${hidden} of ${all} (${percent(hidden / all)})`;
-  find("ratio-text").textContent = text;
-  find("ratio").setAttribute("aria-valuetext", text);
-  const place = state.chosen < all ? describeChosen() : "the class token";
-  find("chosen").replaceChildren("You chose ", element("strong", {}, place), ".");
-}
-
-function describeChosen() {
-  const kind = state.hidden[state.chosen] ? "a hidden" : "a visible";
-  return `${kind} patch in ${nameOf(state.chosen, state.model.side).toLowerCase()}`;
-}
-
-const errorText = (index) => state.result.errors.data[index].toFixed(3);
-
-function showResult() {
-  showPrediction();
-  summarise();
-  showMaps();
-}
-
-function showPrediction() {
-  const { side, size } = state.model;
-  const { errors, image, picture, keep } = state.result;
-  const isVisible = new Set(keep);
-  output.update((index) => ({
-    hidden: false,
-    chosen: index === state.chosen,
-    label: `${isVisible.has(index) ? "visible" : "hidden"}, error ${errorText(index)}`,
-  }));
-  if (state.view === "errors") {
-    const values = [...errors.data];
-    drawMap(output.canvas, values, side, Math.max(...values));
-  } else {
-    output.canvas.width = output.canvas.height = size;
-    const shown =
-      state.view === "original"
-        ? image
-        : new ImageData(new Uint8ClampedArray(picture.data), size, size);
-    output.canvas.getContext("2d").putImageData(shown, 0, 0);
-  }
-}
-
-/** Draw all maps of the chosen token, once the browser has painted the prediction. */
-const showMaps = latest(async () => {
-  await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-  if (!state.result) return; // the visitor has changed the model
-  showAttention("encoder", state.result.keep);
-  showAttention("decoder", Array.from({ length: patches() }, (_, i) => i));
-  showSimilar();
-});
-
-/** Show the attention of the chosen token in all layers and heads of one part of the model. */
-function showAttention(part, tokens) {
-  const { side } = state.model;
-  const all = [...tokens, patches()]; // the class token is the last one
-  const query = all.indexOf(state.chosen);
-  const layers = find(part);
-  if (part === "encoder") {
-    find("encoder-hint").textContent =
-      query < 0
-        ? "The encoder never sees a hidden patch, so there is no attention to show. " +
-          "Choose a visible patch, or look at the decoder."
-        : "The encoder sees only the visible patches and the class token. Hidden patches are grey.";
-  }
-  if (query < 0) return layers.replaceChildren();
-  const [depth, heads, length] = state.result[part].dims;
-  const { data } = state.result[part];
-  const row = (layer, head) => {
-    const start = ((layer * heads + head) * length + query) * length;
-    return data.subarray(start, start + length);
-  };
-  const figures = Array.from({ length: depth }, (_, layer) => {
-    const maps = Array.from({ length: heads }, (_, head) => {
-      const weights = row(layer, head);
-      const values = Array(patches()).fill(null);
-      tokens.forEach((token, i) => (values[token] = weights[i]));
-      const note = `class token ${percent(weights.at(-1))}`;
-      const words = `${strongest(values, side)}, ${note}`;
-      const options = { chosen: state.chosen, top: Math.max(...values), words, note };
-      return mapFigure(`Head ${head + 1}`, values, side, options);
-    });
-    const name = `Layer ${layer + 1}`;
-    const group = { class: "layer", role: "group", "aria-label": name, style: `--heads: ${heads}` };
-    return element("div", group, element("h4", {}, name), ...maps);
-  });
-  layers.replaceChildren(...figures);
-}
-
-/** Show which positional embeddings resemble that of the chosen token. */
-function showSimilar() {
-  const { side } = state.model;
-  const figures = ["encoder", "decoder"].map((part) => {
-    const { data } = state.result[`${part}_positions`];
-    const start = state.chosen * (patches() + 1);
-    const values = [...data.subarray(start, start + patches())];
-    const best = values
-      .map((value, index) => ({ value, index }))
-      .filter(({ index }) => index !== state.chosen)
-      .sort((a, b) => b.value - a.value)
-      .slice(0, 4);
-    const items = best.map(({ value, index }) =>
-      element("li", {}, `${nameOf(index, side)}: ${value.toFixed(2)}`),
-    );
-    const title = part === "encoder" ? "Encoder" : "Decoder";
-    const words = "cosine similarity of the chosen position to all others";
-    const figure = mapFigure(title, values, side, { chosen: state.chosen, top: 1, words });
-    const heading = element("p", {}, `${title}: most similar positions`);
-    return element("div", {}, figure, element("div", {}, heading, element("ol", {}, ...items)));
-  });
-  find("similar").replaceChildren(...figures);
-}
-
-let summaryTimer;
-
-/** Write the errors down; a screen reader hears them when the visitor pauses. */
-function summarise() {
-  const { errors, keep } = state.result;
-  const isVisible = new Set(keep);
-  const mean = (wanted) => {
-    const values = [...errors.data].filter((_, index) => isVisible.has(index) === wanted);
-    return values.reduce((sum, value) => sum + value, 0) / values.length;
-  };
-  const hidden = patches() - keep.length;
-  const onHidden = hidden ? ` is ${mean(false).toFixed(3)} on the hidden patches and` : " is";
-  clearTimeout(summaryTimer);
-  summaryTimer = setTimeout(() => {
-    find("summary").textContent =
-      `${hidden} of ${patches()} patches are hidden. The mean squared error${onHidden} ` +
-      `${mean(true).toFixed(3)} on the visible ones.`;
-  }, 300);
-}
-
-function showAnswer(classes, now, whole) {
-  const best = (values) => values.indexOf(Math.max(...values));
-  const [a, b] = [best(now), best(whole)];
-  find("answer").textContent =
-    `From the visible patches, the classifier answers ${classes[a]} (${percent(now[a])}); ` +
-    `from the whole picture, ${classes[b]} (${percent(whole[b])}).`;
-  const answers = find("answers");
-  const chart = answers.children[1] ?? element("div");
-  answers.replaceChildren(probabilityTable(classes, now, whole), chart);
-}
-
-/** Show the patch at which the visitor points in both boards, and its error. */
-function point(index) {
-  input.mark(index);
-  output.mark(index);
-  if (index === null || !state.result) {
-    find("readout").textContent = "Point at a patch to read its error.";
-    return;
-  }
-  const place = nameOf(index, state.model.side);
-  const kind = state.hidden[index] ? "hidden" : "visible";
-  find("readout").textContent = `${place} · ${kind} · mean squared error ${errorText(index)}`;
 }
 
 function complain(error) {
@@ -401,12 +214,12 @@ async function take(source) {
 function connect() {
   const actions = { choose, point };
   let brush; // what dragging does: hide or show
-  input = new PatchGrid(find("input"), {
+  boards.input = new PatchGrid(find("input"), {
     ...actions,
     press: (index) => toggle(index, (brush = !state.hidden[index])),
     paint: (index) => toggle(index, brush),
   });
-  output = new PatchGrid(find("output"), { ...actions, press: choose });
+  boards.output = new PatchGrid(find("output"), { ...actions, press: choose });
 
   find("ratio").addEventListener("input", ({ target }) => hideSome(Number(target.value)));
   find("shuffle").addEventListener("click", () => shuffle());
@@ -422,7 +235,7 @@ function connect() {
       for (const other of document.querySelectorAll("[data-view]")) {
         other.ariaPressed = String(other === button);
       }
-      showResult();
+      if (state.result) showResult();
     });
   }
   find("file").addEventListener("change", ({ target }) => {

@@ -29,7 +29,10 @@ async function unpack(name) {
 
 /** Open a model once; later calls return the same session. */
 async function open(model, program) {
-  runtime ??= unpack(program);
+  runtime ??= unpack(program).catch((error) => {
+    runtime = undefined; // so that the next request tries again
+    throw error;
+  });
   if (!sessions.has(model)) {
     sessions.set(
       model,
@@ -62,7 +65,7 @@ async function answer(request) {
     const buffers = Object.values(outputs).map(({ data }) => data.buffer);
     postMessage({ id: request.id, outputs }, { transfer: buffers }); // moved, not copied
   } catch (error) {
-    sessions.delete(request.model); // so that the next request tries again
+    sessions.delete(request.model);
     postMessage({ id: request.id, error: error.message });
   }
 }
