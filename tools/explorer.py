@@ -120,7 +120,9 @@ def to_canvas(
     return torch.cat([levels, torch.full_like(levels[..., :1], 255)], dim=-1).to(torch.uint8)
 
 
-def halve_weights(proto) -> None:
+def halve_weights(
+    proto: Any,  # an ONNX model, which is changed
+) -> None:
     """Store the weights of an ONNX graph in 16 bits where that loses nothing, and cast them back.
 
     The bundled weights have 16 bits, so the graph computes the same in float32 and its file is
@@ -145,7 +147,7 @@ def halve_weights(proto) -> None:
 
 def to_onnx(model: MAE | Classifier) -> bytes:
     "Export what the page asks of a model to ONNX, for any number of visible patches."
-    require("onnx", "onnx"), require("onnxscript", "onnx")
+    require("onnxscript", "onnx")
     graph, size = ExplorerGraph(model).eval(), model.config.image_size
     with quiet():
         program = torch.onnx.export(
@@ -258,7 +260,7 @@ def build(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("out", type=Path, help="folder to write, e.g. site/explorer")
+    parser.add_argument("out", type=Path, help="folder to write, for example site/explorer")
     out = parser.parse_args().out
     try:
         build(out)
