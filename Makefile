@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab format export notebooks badges readme clean
+.PHONY: help demo test lab explorer format export notebooks badges readme clean
 
 help: ## show this table
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: $(INSTALLED) ## run all tests; options for pytest go in ARGS="..."
 
 lab: $(INSTALLED) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs $(ARGS)
+
+explorer: $(INSTALLED) ## build the page in which the models run, in site/explorer/ (needs npm and the extra `export`)
+	$(BIN)/python tools/explorer.py site/explorer $(ARGS)
 
 format: $(INSTALLED) ## format notebooks, tests and tools, and repair what the linter can
 	$(BIN)/ruff check --fix .
