@@ -3,9 +3,10 @@ ARGS ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+SITE_INSTALLED := .venv/.installed-site
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab format export notebooks badges readme clean
+.PHONY: help demo test lab site format export notebooks badges readme clean
 
 help: ## show this table
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +20,9 @@ test: $(INSTALLED) ## run all tests; options for pytest go in ARGS="..."
 
 lab: $(INSTALLED) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs $(ARGS)
+
+site: $(SITE_INSTALLED) ## build the website in site/ from the stored outputs
+	$(BIN)/python web/build.py
 
 format: $(INSTALLED) ## format notebooks, tests and tools, and repair what the linter can
 	$(BIN)/ruff check --fix .
@@ -42,7 +46,7 @@ readme: $(INSTALLED) ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/notebooks.py readme
 
 clean: ## delete caches and build leftovers (keeps .venv, data and runs)
-	rm -rf build dist _proc *.egg-info .pytest_cache .hypothesis
+	rm -rf build dist site _proc *.egg-info .pytest_cache .hypothesis
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted installation is simply taken up again.
@@ -52,3 +56,9 @@ $(INSTALLED): settings.ini setup.py
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 	@echo "Installed."
+
+# axe-core checks in the tests whether everybody can use the pages; without npm, that test is skipped.
+$(SITE_INSTALLED): $(INSTALLED) web/package-lock.json
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[site]'
+	@if command -v npm >/dev/null; then cd web && npm ci --silent --no-audit --no-fund; fi
+	@touch $@
