@@ -1,5 +1,6 @@
 """Settings of Sphinx for the website; `build.py` writes the pages."""
 
+import re
 from pathlib import Path
 
 from docutils.nodes import SkipNode
@@ -30,6 +31,7 @@ python_use_unqualified_type_names = True
 
 html_theme = "furo"
 html_title = "maevit_course"
+html_favicon = "static/favicon.svg"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_theme_options = {"top_of_page_buttons": []}
@@ -57,7 +59,20 @@ def write_formula(translator, node):
     raise SkipNode
 
 
+SIGNATURE = re.compile(r'<dl>\s*(<dd><em class="sig-param">.*?)</dl>', re.DOTALL)
+
+
+def mend_roles(app, page, template, context, doctree):
+    "Mend two passages of Sphinx that screen readers misunderstand."
+    for name in ("body", "furo_navigation_tree"):
+        text = context.get(name) or ""
+        # A heading needs a level, and a list of parameters is not a list of definitions.
+        text = text.replace('role="heading">', 'role="heading" aria-level="2">')
+        context[name] = SIGNATURE.sub(lambda lines: re.sub("(</?)dd>", r"\1span>", lines[1]), text)
+
+
 def setup(app):
-    "Let `write_formula` show all formulas."
+    "Let `write_formula` show all formulas, and `mend_roles` see all pages last."
+    app.connect("html-page-context", mend_roles, priority=900)
     app.add_html_math_renderer("mathml", (write_formula, None), (write_formula, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
