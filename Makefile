@@ -23,6 +23,7 @@ lab: $(INSTALLED) ## open the notebooks in JupyterLab
 
 site: $(SITE_INSTALLED) ## build the website in site/ from the stored outputs
 	$(BIN)/python web/build.py
+	@if [ -f tools/explorer.py ]; then $(BIN)/python tools/explorer.py site/explorer; fi
 
 format: $(INSTALLED) ## format notebooks, tests and tools, and repair what the linter can
 	$(BIN)/ruff check --fix .
@@ -57,8 +58,9 @@ $(INSTALLED): settings.ini setup.py
 	@touch $@
 	@echo "Installed."
 
-# axe-core checks in the tests whether everybody can use the pages; without npm, that test is skipped.
+# The explorer needs the extra `export` and a package from npm; with axe-core, the tests check whether
+# everybody can use the pages.
 $(SITE_INSTALLED): $(INSTALLED) web/package-lock.json
-	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[site]'
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[site,export]'
 	@if command -v npm >/dev/null; then cd web && npm ci --silent --no-audit --no-fund; fi
 	@touch $@

@@ -21,6 +21,8 @@ def write_texts(pages: Path) -> None:
     "Write the landing page, the essential path, and the texts at the top of the repository."
     rows, hours = essential_rows()
     values = {"contents": contents(), "lessons": rows, "hours": f"{hours:.0f}", **headline()}
+    link = '<a href="explorer/index.html">Try the explorer</a>'
+    values["explorer"] = link if (WEB / "explorer").exists() else ""
     for name in ("index.md", "essential.md"):
         template = Template((WEB / name).read_text(encoding="utf-8"))
         (pages / name).write_text(template.substitute(values), encoding="utf-8")
