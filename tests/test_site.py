@@ -165,7 +165,12 @@ def page(browser, address):
     page.set_default_timeout(120_000)
     page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("requestfailed", lambda request: problems.append(request.url))
+
+    def failed(request):  # leaving a page aborts what it still loads, which is no failure
+        if request.failure != "net::ERR_ABORTED":
+            problems.append(request.url)
+
+    page.on("requestfailed", failed)
 
     def guard(route):
         ours = route.request.url.startswith((address, "data:"))
