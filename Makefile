@@ -3,9 +3,10 @@ ARGS ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+SITE_INSTALLED := .venv/.installed-site
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab explorer format export notebooks badges readme clean
+.PHONY: help demo test lab site explorer format export notebooks badges readme clean
 
 help: ## show this table
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +21,11 @@ test: $(INSTALLED) ## run all tests; options for pytest go in ARGS="..."
 lab: $(INSTALLED) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs $(ARGS)
 
-explorer: $(INSTALLED) ## build the page in which the models run, in site/explorer/ (needs npm and the extra `export`)
+site: $(SITE_INSTALLED) ## build the website in site/ from the stored outputs
+	$(BIN)/python web/build.py
+	$(BIN)/python tools/explorer.py site/explorer
+
+explorer: $(SITE_INSTALLED) ## build the page in which the models run, in site/explorer/ (part of `make site`)
 	$(BIN)/python tools/explorer.py site/explorer $(ARGS)
 
 format: $(INSTALLED) ## format notebooks, tests and tools, and repair what the linter can
@@ -45,7 +50,7 @@ readme: $(INSTALLED) ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/notebooks.py readme
 
 clean: ## delete caches and build leftovers (keeps .venv, data and runs)
-	rm -rf build dist _proc *.egg-info .pytest_cache .hypothesis
+	rm -rf build dist site _proc *.egg-info .pytest_cache .hypothesis
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted installation is simply taken up again.
@@ -55,3 +60,10 @@ $(INSTALLED): settings.ini setup.py
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 	@echo "Installed."
+
+# The explorer needs the extra `export` and a package from npm; with axe-core, the tests check whether
+# everybody can use the pages.
+$(SITE_INSTALLED): $(INSTALLED) web/package-lock.json
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[site,export]'
+	@if command -v npm >/dev/null; then cd web && npm ci --silent --no-audit --no-fund; fi
+	@touch $@

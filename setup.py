@@ -40,6 +40,7 @@ setup(
     extras_require={
         "dev": cfg["dev_requirements"].split(),
         "export": cfg["export_requirements"].split(),
+        "site": cfg["site_requirements"].split(),
     },
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )
