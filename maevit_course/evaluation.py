@@ -59,7 +59,8 @@ def show_reconstructions(
     # Join each triplet side by side, with a white seam.
     spaced = F.pad(torch.cat(triplets.unbind(1), dim=3), (0, 2, 0, 2), value=1.0)
     figure = show_images(spaced, columns=columns, size=1.0)
-    figure.set_size_inches(3.1 * columns * 0.75, 0.78 * -(-len(images) // columns))
+    width = min(4.2, 9.3 / columns)  # of a triplet, in inches
+    figure.set_size_inches(width * columns, width / 3 * -(-len(images) // columns))
     figure.subplots_adjust(0, 0, 1, 1, 0.02, 0.05)
     return figure
 
@@ -179,7 +180,7 @@ def show_confusion(
     share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
     # Matplotlib reads text between two dollar signs as mathematics.
     names = [name.replace("$", r"\$") for name in classes]
-    figure, axis = plt.subplots(figsize=(5.2, 4.6))
+    figure, axis = plt.subplots(figsize=(7.2, 6.4))
     axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     axis.set(xlabel="predicted", ylabel="true")
     if len(classes) <= 20:
@@ -190,7 +191,7 @@ def show_confusion(
                 if value >= 0.005:
                     color = "white" if value > 0.5 else "black"
                     percent = f"{100 * value:.0f}"
-                    axis.text(j, i, percent, ha="center", va="center", fontsize=7, color=color)
+                    axis.text(j, i, percent, ha="center", va="center", fontsize=9, color=color)
     figure.tight_layout()
     return figure
 

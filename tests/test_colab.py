@@ -8,7 +8,7 @@ from importlib.metadata import version
 import nbformat
 import pytest
 
-from notebooks import ROOT, find_notebooks, stamp
+from notebooks import ROOT, find_notebooks, fold, stamp
 
 # Instead of installing anything, this pip appends its arguments to a file.
 PIP = """
@@ -77,4 +77,5 @@ def test_badge_and_setup_are_those_of_settings_ini(path):
     nb = nbformat.read(path, as_version=4)
     cells = list(nb.cells)
     stamp(nb, path)
+    fold(nb)
     assert nb.cells == cells, "run `make notebooks`"

@@ -895,3 +895,29 @@ def test_weights_of_sixteen_bits_are_read_as_thirtytwo(tmp_path):
     content = to_bytes(layer.state_dict(), {"kind": "mae"})
     (tmp_path / "model.safetensors").write_bytes(content)
     assert read_weights(tmp_path)[0]["weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "message"),
+    [
+        ("pretrain", {"mask_ratio": 1.0}, "mask_ratio 1.0 must hide at least one of the 64"),
+        ("pretrain", {"alpha": -1}, "alpha is -1 but must not be negative"),
+        ("pretrain", {"crop_scale": (0.0, 1.0)}, r"crop scale \(0.0, 1.0\) must be two numbers"),
+        ("finetune", {"layer_decay": 0.0}, "layer_decay is 0.0 but must be above 0"),
+        ("finetune", {"mixup": -1.0}, "mixup is -1.0 but must not be negative"),
+        ("finetune", {"freeze": -2}, "freeze is -2 but must be at least -1"),
+    ],
+)
+def test_a_recipe_refuses_an_invalid_setting_at_once(kind, setting, message):
+    recipes = {"pretrain": PRETRAIN_RECIPES, "finetune": FINETUNE_RECIPES}
+    with pytest.raises(InputError, match=message):
+        replace(recipes[kind]["small"], **setting)
+
+
+def test_an_encoder_from_scratch_cannot_be_frozen(tmp_path):
+    train, test = load_data("shapes", limit=20)
+    recipe = replace(FINETUNE_RECIPES["small"], freeze=-1)
+    with pytest.raises(InputError, match="freeze is -1, but without weights"):
+        finetune(train, test, recipe, tmp_path / "run")
+    with pytest.raises(InputError, match="freeze is 5 but must be a number of layers"):
+        replace(recipe, freeze=5).task(train)

@@ -110,7 +110,8 @@ def children(path: str) -> list[str]:
     stem = Path(path).stem
     if path == "nbs/checks/00_check.ipynb":
         others = sorted(p.stem for p in (ROOT / "nbs/checks").glob("[1-9]*.ipynb"))
-        return [f"Lesson {name.replace('_', ': ', 1)} <{name}>" for name in others]
+        lessons = [f"Lesson {name.replace('_', ': ', 1)} <{name}>" for name in others]
+        return ["Fill-in cells of the lessons <01_lessons>", *lessons]
     has_exercises = (ROOT / f"nbs/exercises/{stem}.ipynb").exists() and path.count("/") == 1
     return [f"Exercises <exercises/{stem}>"] if has_exercises else []
 
@@ -157,7 +158,8 @@ def contents() -> str:
     opening = sorted(p.stem for p in (ROOT / "nbs").glob("0*.ipynb"))
     start = ["Overview <course/index>", "The essential path <essential>"]
     start += [f"{title_of(stem)} <course/{stem}>" for stem in opening]
-    start += ["Glossary <course/glossary>"]
+    start += ["Glossary <course/glossary>", "For teachers <course/teaching>"]
+    start += ["Capstone project <course/exercises/capstone>"]
     reference = [
         "Results <results/index>",
         "Library <api/index>",
