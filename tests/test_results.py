@@ -102,12 +102,6 @@ def test_a_run_that_goes_on_elsewhere_says_so(tmp_path):
     ]
 
 
-def test_several_processes_do_not_share_a_reproduction(monkeypatch, tmp_path):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="one process"):
-        reproduce([], {}, tmp_path, tmp_path)
-
-
 def test_a_run_waits_for_the_one_it_starts_from(tmp_path):
     tune = next(e for e in list_runs(PLANS["small"]) if e.name == "c10-to-c10")
     data = {"c10": load_data("shapes", limit=400)}

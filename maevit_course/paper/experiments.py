@@ -286,9 +286,10 @@ def train_one(experiment: Experiment, data: DataSets, out: Path, options: RunOpt
         snapshots = snapshot_callback(folder, train.images[:4], recipe)
         pretrain(train, recipe, folder, options, on_epoch=snapshots)
         return
+    weights = starting_weights(experiment, out)
     if experiment.labels_per_class is not None:
         train = train.few_labels(experiment.labels_per_class, recipe.seed)
-    finetune(train, test, recipe, folder, starting_weights(experiment, out), options)
+    finetune(train, test, recipe, folder, weights, options)
 
 # %% ../../nbs/68_experiments.ipynb #a14e1c57
 #: Files to copy, in this order: the summary comes last, so its presence marks a complete record.
