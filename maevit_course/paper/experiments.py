@@ -172,9 +172,10 @@ class Track:
 _hour_pretrain = replace(PRETRAIN_RECIPES["small-0.1"], epochs=40, optimizer="muon", base_lr=6e-3)
 _hour_finetune = replace(
     FINETUNE_RECIPES["small-0.1"],
-    epochs=40,
+    epochs=48,
     warmup_epochs=2,
     batch_size=128,
+    base_lr=8e-3,
     optimizer="muon",
     patch_dropout=0.5,
     patch_dropout_until=0.5,
@@ -200,7 +201,7 @@ PLANS: dict[str, Plan | Track] = {
     "hour": Track(
         _hour_pretrain,
         _hour_finetune,
-        _hour_finetune.from_scratch().with_epochs(66),
+        _hour_finetune.from_scratch().with_epochs(76),
         seeds=(0, 1, 2),
     ),
     "gpu10": Track(
