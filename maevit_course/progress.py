@@ -92,7 +92,9 @@ def watched(
     "Yield items and show their count, as a bar or as a line at most every ten seconds."
     style, last_line = progress_style(), time.monotonic()
     if style == "bar":
-        yield from progress_bar(items, total=total, leave=False, comment=what)
+        bar = progress_bar(items, total=total, leave=False)
+        bar.comment = what  # the bar of a terminal takes no comment as an argument
+        yield from bar
         return
     for done, item in enumerate(items, 1):
         yield item

@@ -22,6 +22,7 @@ from maevit_course.data import load_data, read_image
 from maevit_course.folders import cache_folder, find_images, read_pixels
 from maevit_course.inspection import inspect_source, patch_for, size_advice
 from maevit_course.models import ModelConfig
+from maevit_course.progress import watched
 from maevit_course.weights import read_weights
 
 SMALL = ["--recipe", "small", "--epochs", "1", "--batch-size", "4", "--precision", "fp32"]
@@ -317,3 +318,11 @@ def test_the_pixels_do_not_depend_on_the_cache(photos):
     fresh = read_pixels(files[:50], "photos", 10, "crop", read_image)  # too few for the cache
     kept = [read_pixels(files, "photos", 10, "crop", read_image) for _ in range(2)]
     assert all(torch.equal(images[:50], fresh) for images in kept)
+
+
+def test_a_terminal_shows_a_bar_while_files_are_read(monkeypatch, capsys):
+    monkeypatch.delenv("MAEVIT_PROGRESS", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert list(watched("abc", 3, "reading letters")) == ["a", "b", "c"]
+    shown = capsys.readouterr().out
+    assert "[3/3" in shown and "reading letters" in shown
