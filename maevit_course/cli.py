@@ -190,7 +190,7 @@ class Bench:
             )
         print_results(rates, self.as_json)
 
-
+# %% ../nbs/70_cli.ipynb #fa70541a
 def print_results(results: dict[str, Any], as_json: bool) -> None:
     "Print results as a table, or as JSON."
     if as_json:

@@ -286,7 +286,7 @@ def save_model(
     # Additional fields never overwrite the header's own.
     write_atomically(Path(path), to_bytes(model.state_dict(), about | header))
 
-
+# %% ../nbs/15_models.ipynb #6c2df6ca
 def load_model(
     source: str | Path,  # weights file, folder of a finished run, or name of bundled weights
     kind: str | None = None,  # required kind, "mae" or "classifier"; None for either

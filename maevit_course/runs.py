@@ -64,7 +64,7 @@ def processor() -> str:
             return ", ".join([about["model name"], *fast])
     return platform.processor() or platform.machine()
 
-
+# %% ../nbs/65_runs.ipynb #7d22cef8
 def environment() -> dict:
     "Describe the environment of a run: versions, machine and time."
     return {
@@ -79,7 +79,7 @@ def environment() -> dict:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
-
+# %% ../nbs/65_runs.ipynb #dbe829ec
 def plain(config: dict) -> dict:
     "Convert settings to the types of JSON: dictionaries, lists, numbers and strings."
     return json.loads(json.dumps(config, default=asdict))

@@ -276,7 +276,7 @@ def starting_weights(experiment: Experiment, out: Path) -> Path | None:
         )
     return weights if experiment.rounded else folder
 
-
+# %% ../../nbs/68_experiments.ipynb #02881e40
 def train_one(experiment: Experiment, data: DataSets, out: Path, options: RunOptions) -> None:
     "Run or resume one experiment. Raises `InputError` if `out` lacks the run it starts from."
     train, test = data[experiment.data]

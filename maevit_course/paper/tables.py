@@ -159,7 +159,7 @@ def finetuning_table(records: dict[str, RunRecord]) -> str:
     head = ["starts from", "epochs of pre-training", "of fine-tuning", *DATA_SETS.values()]
     return markdown_table(head, lines)
 
-
+# %% ../../nbs/40_paper.ipynb #8f3442ae
 def pretraining_table(records: dict[str, RunRecord]) -> str:
     """Return a table of all pre-trained models in Markdown.
 

@@ -29,7 +29,7 @@ def difference_with(
 
     return answer
 
-
+# %% ../../../nbs/checks/32_ablations.ipynb #134475b5
 paired_difference = Check(
     "paired_difference",
     reference=difference_with(),
@@ -52,6 +52,8 @@ paired_difference = Check(
         ("has the wrong sign: a better trial has a positive difference", difference_with(sign=-1)),
     ],
 )
+
+# %% ../../../nbs/checks/32_ablations.ipynb #5d9a1346
 epochs_for = Check(
     "epochs_for",
     reference=lambda epochs, seconds, trial_seconds: int(epochs * seconds / trial_seconds),
@@ -75,6 +77,8 @@ epochs_for = Check(
         ),
     ],
 )
+
+# %% ../../../nbs/checks/32_ablations.ipynb #f241f02a
 seeds_needed = Check(
     "seeds_needed",
     reference=lambda spread, effect: math.ceil((2 * spread / effect) ** 2),
@@ -126,7 +130,7 @@ def count_runs(answer: Callable, settings: list[str], seeds: list[int]) -> Any:
 
     return answer(run, settings, seeds), len(runs)
 
-
+# %% ../../../nbs/checks/32_ablations.ipynb #daccbc8a
 ablate = Check(
     "ablate",
     reference=trials_with(),

@@ -47,6 +47,8 @@ def only_containing(policies: list, name: str) -> float:
 
 # %% ../../../nbs/checks/21_augmentation.ipynb #88264706
 pair = (("Rotate", 0.5, 1), ("Invert", 0.2, None))
+
+
 chance_of = Check(
     "chance_of",
     reference=lambda policies, name: (
@@ -256,6 +258,8 @@ def blacken(images: Tensor, mask: Tensor) -> Tensor:
 # no pixel is black yet
 bright = torch.randint(1, 256, (3, 3, 8, 9), generator=generator, dtype=torch.uint8)
 places = torch.tensor([0, 2, 5]), torch.tensor([6, 1, 3])
+
+
 erase = Check(
     "erase",
     reference=lambda images, top, left, side: blacken(

@@ -30,6 +30,8 @@ def only_others(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
 # %% ../../../nbs/checks/41_beyond.ipynb #5515b70f
 four = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
 places = torch.tensor([1, 4, 0, 2])
+
+
 smoothed_cross_entropy = Check(
     "smoothed_cross_entropy",
     reference=lambda logits, labels, smoothing: F.cross_entropy(
@@ -96,6 +98,8 @@ def mixed_with(
 
 generator = torch.Generator().manual_seed(0)
 pictures = torch.rand(4, 3, 2, 2, generator=generator)
+
+# %% ../../../nbs/checks/41_beyond.ipynb #b3f687f9
 mixup = Check(
     "mixup",
     reference=mixed_with(),
@@ -193,6 +197,8 @@ logits = 2 * torch.randn(200, 4, generator=generator)
 truth = torch.where(torch.arange(200) < 100, torch.arange(200) % 4, logits.argmax(1))
 surer = torch.where(torch.arange(200)[:, None] < 100, logits, logits / 4).softmax(1)
 three = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.45, 0.55]])
+
+# %% ../../../nbs/checks/41_beyond.ipynb #0d8cd34f
 calibration_error = Check(
     "calibration_error",
     reference=error_with(),

@@ -22,6 +22,8 @@ def hits(logits: Tensor, labels: Tensor, k: int, largest: bool = True) -> Tensor
 
 scores = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
 truth = torch.arange(8).flip(0)
+
+
 top_k_accuracy = Check(
     "top_k_accuracy",
     reference=lambda logits, labels, k: hits(logits, labels, k).any(1).float().mean().item(),
@@ -72,7 +74,7 @@ def largest(
 
     return answer
 
-
+# %% ../../../nbs/checks/30_evaluation.ipynb #7eef2262
 most_confused = Check(
     "most_confused",
     reference=largest(),
@@ -171,6 +173,8 @@ generator = torch.Generator().manual_seed(0)
 kinds = torch.randint(3, (300,), generator=generator)
 cloud = torch.eye(3, 5)[kinds] + 0.7 * torch.randn(300, 5, generator=generator)
 halves: Sequence[Tensor] = (cloud[:150], kinds[:150], cloud[150:], kinds[150:])
+
+# %% ../../../nbs/checks/30_evaluation.ipynb #3b4f6a89
 probe_curve = Check(
     "probe_curve",
     reference=curve_with(),

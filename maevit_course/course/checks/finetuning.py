@@ -28,6 +28,8 @@ def curve(recipe: FinetuneRecipe, steps: int, peak: float | None = None) -> Warm
 
 # %% ../../../nbs/checks/24_finetuning.ipynb #10d9a0cd
 paper, small = FinetuneRecipe(), FINETUNE_RECIPES["small"]
+
+
 learning_rate_of = Check(
     "learning_rate_of",
     reference=lambda name, step, r, n, depth=12: (
@@ -119,6 +121,8 @@ tested_sometimes = log_of(
     (7, 0.45, 0.95),
     (8, 0.4, 0.9, 0.52, 1.8),
 )
+
+# %% ../../../nbs/checks/24_finetuning.ipynb #3f8a8691
 overfitting = Check(
     "overfitting",
     reference=summary_with(),
@@ -199,7 +203,7 @@ def set_pool(recipe: FinetuneRecipe, pool: str) -> FinetuneRecipe:
     "Return the recipe with a different pool."
     return replace(recipe, model=replace(recipe.model, pool=pool))
 
-
+# %% ../../../nbs/checks/24_finetuning.ipynb #c620a93d
 accuracy_by_freezing = Check(
     "accuracy_by_freezing",
     reference=measured(lambda recipe, freeze: replace(recipe, freeze=freeze)),
@@ -224,6 +228,8 @@ accuracy_by_freezing = Check(
         ),
     ],
 )
+
+# %% ../../../nbs/checks/24_finetuning.ipynb #0c291559
 accuracy_by_pool = Check(
     "accuracy_by_pool",
     reference=measured(set_pool),
@@ -275,7 +281,7 @@ def curve_with(
 
     return answer
 
-
+# %% ../../../nbs/checks/24_finetuning.ipynb #113e3358
 accuracy_by_labels = Check(
     "accuracy_by_labels",
     reference=curve_with(),

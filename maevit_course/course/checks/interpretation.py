@@ -108,6 +108,8 @@ def centred(x: Tensor) -> Tensor:  # (N, D)
 
 features = torch.randn(8, 3, generator=generator) + 1
 others = torch.cat([features[:, :1], torch.randn(8, 1, generator=generator)], 1) - 2
+
+# %% ../../../nbs/checks/31_interpretation.ipynb #dd8998f8
 linear_cka = Check(
     "linear_cka",
     reference=interpretation.cka,
@@ -204,7 +206,7 @@ def contrast_with(
 
     return answer
 
-
+# %% ../../../nbs/checks/31_interpretation.ipynb #c28860ef
 neighbour_contrast = Check(
     "neighbour_contrast",
     reference=contrast_with(),

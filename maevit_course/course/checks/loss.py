@@ -144,6 +144,8 @@ normalise_patches = Check(
 
 # %% ../../../nbs/checks/16_loss.ipynb #59a00b55
 weight = torch.empty(4, 48).uniform_(-1, 1, generator=torch.Generator().manual_seed(1)) / 48**0.5
+
+
 expected_start = Check(
     "expected_start",
     reference=lambda x, w, a: (1 + a) * (x.square().mean() + w.square().sum(1).mean()),
@@ -325,7 +327,7 @@ def mix(of_masked: float, of_visible: float, p: Tensor, t: Tensor, m: Tensor) ->
     "Add the mean errors of masked and of visible patches with the given weights."
     return of_masked * patch_errors(p, t)[m].mean() + of_visible * patch_errors(p, t)[~m].mean()
 
-
+# %% ../../../nbs/checks/16_loss.ipynb #7d62c0dc
 equation_1 = Check(
     "equation_1",
     reference=lambda p, t, m, alpha: reconstruction_loss(p, t, m, alpha)["loss"],

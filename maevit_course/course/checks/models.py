@@ -38,6 +38,8 @@ def half_frozen() -> nn.Module:
 
 
 small_mae = MAE(ModelConfig(8, 4, width=16, depth=2, heads=2, decoder_width=8, decoder_heads=2))
+
+# %% ../../../nbs/checks/15_models.ipynb #52196cc9
 share_of_parts = Check(
     "share_of_parts",
     reference=fractions(),
@@ -82,6 +84,8 @@ new = {
     "encoder.b": torch.tensor([0.0, 2.0, 1.0]),
     "head.d": torch.ones(1),
 }
+
+# %% ../../../nbs/checks/15_models.ipynb #011411be
 changed_tensors = Check(
     "changed_tensors",
     reference=differing(),
@@ -131,6 +135,8 @@ def cut_window(
 
 
 positions = torch.arange(17.0)[:, None].repeat(1, 2)
+
+# %% ../../../nbs/checks/15_models.ipynb #2a35ddbb
 positions_of_window = Check(
     "positions_of_window",
     reference=cut_window(),
@@ -180,6 +186,8 @@ def add_in_place(states, weights):
 
 
 states = [{"a": torch.full((2,), v), "b": torch.tensor([[v * v]])} for v in (1.0, 2.0, 6.0)]
+
+# %% ../../../nbs/checks/15_models.ipynb #e7154d8b
 average = Check(
     "average",
     reference=mean_with(),

@@ -21,6 +21,8 @@ from ...pretraining import PRETRAIN_RECIPES, PretrainRecipe, pretrain
 
 # %% ../../../nbs/checks/23_pretraining.ipynb #0078e4ce
 short = PretrainRecipe(epochs=3, warmup_epochs=0.6, batch_size=4)
+
+
 length_of_run = Check(
     "length_of_run",
     reference=lambda n, r: (
@@ -189,7 +191,7 @@ def errors_with(
 
     return answer
 
-
+# %% ../../../nbs/checks/23_pretraining.ipynb #0a8e2d93
 errors_by_ratio = Check(
     "errors_by_ratio",
     reference=errors_with(),
@@ -248,7 +250,7 @@ def losses_with(
 
     return answer
 
-
+# %% ../../../nbs/checks/23_pretraining.ipynb #1d682df7
 losses_by_images = Check(
     "losses_by_images",
     reference=losses_with(),

@@ -83,7 +83,7 @@ def pool_along(axis: int, softmax: bool = True) -> Callable:
 
     return answer
 
-
+# %% ../../../nbs/checks/33_rivals.ipynb #90935cd6
 sequence_pool = Check(
     "sequence_pool",
     reference=pool_along(1),
@@ -252,6 +252,8 @@ def position_of_brightest(images: Tensor) -> Tensor:  # (N,)
 
 
 pictures = torch.rand(64, 3, 6, 6, generator=generator)
+
+# %% ../../../nbs/checks/33_rivals.ipynb #84f7f01a
 shift_agreement = Check(
     "shift_agreement",
     reference=moved_by(),

@@ -31,6 +31,8 @@ from ...training import Batches, Learner
 
 # %% ../../../nbs/checks/22_training.ipynb #59ec5c59
 schedule = WarmupCosine(peak=1.0, warmup_steps=4, total_steps=30)
+
+
 next_lr = Check(
     "next_lr",
     reference=lambda epoch, step, n_images, batch_size, schedule: schedule(
@@ -440,7 +442,7 @@ def on_random_images(answer: Callable, seed: int, sizes: list[int]) -> Any:
     images = torch.randint(256, (16, 3, 8, 8), dtype=torch.uint8)
     return answer(ImageData(images, torch.zeros(16, dtype=torch.int64), ()), recipe, sizes)
 
-
+# %% ../../../nbs/checks/22_training.ipynb #acf37ec6
 losses_by_batch_size = Check(
     "losses_by_batch_size",
     reference=by_batch_size(),

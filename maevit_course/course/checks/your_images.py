@@ -80,6 +80,8 @@ generator = torch.Generator().manual_seed(0)
 shots = torch.randint(256, (9, 3, 4, 4), generator=generator, dtype=torch.uint8)
 rearranged = shots[2:3].flip(2)  # upside down: the same colours, but a different image
 later = torch.cat([shots[5:6], shots[1:2].flip(3), shots[8:], rearranged, shots[0:1]])
+
+# %% ../../../nbs/checks/50_your_images.ipynb #2ac613fe
 leaked = Check(
     "leaked",
     reference=repeated(),
@@ -172,6 +174,8 @@ def in_place(images, labels, n_classes, size):
 
 six = torch.randint(256, (6, 3, 5, 5), generator=generator, dtype=torch.uint8)
 five_classes = torch.tensor([0, 1, 2, 3, 4, 4])
+
+# %% ../../../nbs/checks/50_your_images.ipynb #244550d4
 mark = Check(
     "mark",
     reference=marked_with(),
