@@ -1,24 +1,21 @@
 """The models run in a browser as they do in PyTorch, and everybody can use the page around them."""
 
-import functools
 import importlib.util
 import io
 import json
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from browsers import BROWSER, opened_browser, served
 from maevit_course.data import preprocess
 from maevit_course.interpretation import attention_maps, position_similarity
 from maevit_course.models import load_model
 from maevit_course.patches import patchify
 from maevit_course.shapes import make_shapes
 from notebooks import ROOT
-from test_lab import BROWSER, FLAGS
 
 NODE = ROOT / "web/node_modules"
 MISSING = [
@@ -28,13 +25,6 @@ MISSING += [] if BROWSER else ["a Chromium or Chrome"]
 MISSING += [] if (NODE / "onnxruntime-web").is_dir() else ["the packages of web/ (npm ci)"]
 needs_page = pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)}")
 CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    "A plain file server, without special headers."
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -49,21 +39,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(folder):
-    handler = functools.partial(Quiet, directory=folder)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with served(folder) as address:
+        yield f"{address}/"
 
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=BROWSER, args=[*FLAGS, *CAMERA])
-        yield opened
-        opened.close()
+    with opened_browser(*CAMERA) as browser:
+        yield browser
 
 
 @pytest.fixture

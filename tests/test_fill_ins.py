@@ -8,10 +8,10 @@ import pytest
 from maevit_course.course.checks import lessons
 from maevit_course.course.checks.core import BLANK
 from notebooks import ROOT
+from test_exercises import SOLUTION
 
 CHECKED = re.compile(r"^check\.(\w+)\((\w+)\);?$", re.MULTILINE)
 IMPORT = re.compile(r"^(?:from|import) ", re.MULTILINE)
-SOLUTION = re.compile(r"<details><summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
 LESSONS = sorted((ROOT / "nbs").glob("1[0-6]_*.ipynb"))
 
 

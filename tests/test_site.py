@@ -1,12 +1,9 @@
 """The website: complete, usable by everybody, and without requests to other hosts."""
 
-import functools
 import re
 import subprocess
 import sys
-import threading
 from html.parser import HTMLParser
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from urllib.parse import unquote, urlsplit
 
@@ -14,8 +11,8 @@ import nbformat
 import pytest
 from filelock import FileLock
 
+from browsers import opened_browser, served
 from notebooks import ROOT, find_notebooks, is_folded
-from test_lab import BROWSER, FLAGS
 
 NEEDED = ("sphinx", "myst_nb", "furo", "sphinx_copybutton", "latex2mathml")
 AXE = ROOT / "web/node_modules/axe-core/axe.min.js"
@@ -133,28 +130,14 @@ def test_a_notebook_becomes_a_page(path, site, parsed):
 @pytest.fixture(scope="session")
 def address(site):
     "The address of a plain file server."
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *words):
-            pass
-
-    handler = functools.partial(Quiet, directory=site)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with served(site) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def browser():
-    if BROWSER is None:
-        pytest.skip("no Chromium or Chrome is installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=BROWSER, headless=True, args=FLAGS)
-        yield chromium
-        chromium.close()
+    with opened_browser() as browser:
+        yield browser
 
 
 @pytest.fixture
