@@ -258,9 +258,7 @@ class Reproduce:
     # on two CPU cores, and "gpu10" ten minutes on a GPU; "ablations" are those of lesson 32
     scale: Literal["paper", "small", "hour", "gpu10", "ablations"] = "paper"
     epochs: int | None = None  # epochs of the main pre-training runs; by default the scale's
-    finetune_epochs: int | None = (
-        None  # epochs of the main fine-tuning runs; by default the scale's
-    )
+    finetune_epochs: int | None = None  # the same for the main fine-tuning runs
     cifar10: str = "cifar10"  # "cifar10" (downloads it), or an .npz file or folder with it
     cifar100: str = "cifar100"  # "cifar100" (downloads it), or an .npz file or folder with it
     out: Path | None = None  # folder for weights and checkpoints; by default runs/<scale>

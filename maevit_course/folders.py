@@ -130,9 +130,7 @@ def find_split(folder: Path) -> ImageFiles:
 
 def find_images(
     folder: Path,
-) -> tuple[
-    ImageFiles, ImageFiles | None
-]:  # training and test images; None if they are not separate
+) -> tuple[ImageFiles, ImageFiles | None]:  # training and test images; None if not separate
     """List the images of a folder of any layout.
 
     The layouts are train/* with test/* or val/*; <class>/*; and any other, without labels. Raises

@@ -63,11 +63,13 @@ SIGNATURE = re.compile(r'<dl>\s*(<dd><em class="sig-param">.*?)</dl>', re.DOTALL
 
 
 def mend_roles(app, page, template, context, doctree):
-    "Mend two passages of Sphinx that screen readers misunderstand."
+    "Mend passages of Sphinx and MyST-NB that screen readers misunderstand."
     for name in ("body", "furo_navigation_tree"):
         text = context.get(name) or ""
         # A heading needs a level, and a list of parameters is not a list of definitions.
         text = text.replace('role="heading">', 'role="heading" aria-level="2">')
+        # The label of a folded cell must be the text that it shows.
+        text = text.replace('<summary aria-label="Toggle hidden content">', "<summary>")
         context[name] = SIGNATURE.sub(lambda lines: re.sub("(</?)dd>", r"\1span>", lines[1]), text)
 
 
