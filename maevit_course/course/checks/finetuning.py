@@ -256,7 +256,7 @@ accuracy_by_pool = Check(
 def curve_with(
     same_epochs: bool = False,  # give all runs as many epochs as the recipe has
     label_seed: Callable = lambda seed: seed,  # seed of the choice of labels
-    starts: tuple = (True, False),  # which of the two starts use the weights
+    starts: tuple = (True, False),  # whether each of the two starts uses the weights
     spread: bool = False,  # return the standard deviations instead of the means
 ) -> Callable:
     "Return an answer that fine-tunes on several numbers of labels, with mistakes if asked."

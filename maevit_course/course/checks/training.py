@@ -404,7 +404,7 @@ write_whole = Check(
 def by_batch_size(
     rate_of: int | None = None,  # batch size that decides the learning rate; each its own if None
     moves: bool = True,  # tell the learner that an epoch has ended
-    shuffles: bool = True,  # draw the images of each epoch anew
+    shuffles: bool = True,  # draw the images again in each epoch
     last_step: bool = False,  # return the loss of the last step
     model_once: bool = False,  # train one model with all batch sizes in turn
 ) -> Callable:
@@ -468,7 +468,7 @@ losses_by_batch_size = Check(
             by_batch_size(last_step=True),
         ),
         (
-            "goes on with the model of the batch size before: make a new task for each",
+            "continues with the model of the previous batch size: make a new task for each",
             by_batch_size(model_once=True),
         ),
     ],
