@@ -15,7 +15,7 @@ demo: $(INSTALLED) ## run the short demonstration (maevit demo)
 	$(BIN)/maevit demo $(ARGS)
 
 # Two processes with one thread each keep two cores busier than one process with two.
-test: $(INSTALLED) ## run all tests; options for pytest go in ARGS="..."
+test: $(SITE_INSTALLED) ## run all tests; options for pytest go in ARGS="..."
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 tests $(ARGS)
 
 lab: $(INSTALLED) ## open the notebooks in JupyterLab
@@ -62,7 +62,7 @@ $(INSTALLED): settings.ini setup.py
 	@echo "Installed."
 
 # The explorer needs the extra `export` and a package from npm; with axe-core, the tests check whether
-# everybody can use the pages.
+# everybody can use the pages. Without npm, the tests of the website and the explorer are skipped.
 $(SITE_INSTALLED): $(INSTALLED) web/package-lock.json
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[site,export]'
 	@if command -v npm >/dev/null; then cd web && npm ci --silent --no-audit --no-fund; fi

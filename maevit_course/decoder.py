@@ -20,9 +20,9 @@ def insert_mask_tokens(
 ) -> Tensor:  # (B, N+1, D)
     "Put visible patches at their positions and the mask token at all others (Section 2.2)."
     B, _, D = z.shape
-    places = torch.cat([keep, keep.new_full((B, 1), n_patches)], dim=1)  # (B, K+1)
-    board = mask_embedding.to(z.dtype).expand(B, n_patches + 1, D)
-    return board.scatter(1, places[..., None].expand(-1, -1, D), z)
+    indices = torch.cat([keep, keep.new_full((B, 1), n_patches)], dim=1)  # (B, K+1)
+    sequence = mask_embedding.to(z.dtype).expand(B, n_patches + 1, D)
+    return sequence.scatter(1, indices[..., None].expand(-1, -1, D), z)
 
 # %% ../nbs/14_decoder.ipynb #06895965
 class Decoder(nn.Module):

@@ -45,7 +45,7 @@ def kind(value: Any) -> str:
     if isinstance(value, Tensor):
         return "a tensor"
     return {
-        "int": "a whole number",
+        "int": "an integer",
         "float": "a number",
         "bool": "True or False",
         "str": "a string",

@@ -19,7 +19,7 @@ from .core import Check
 from .decoder import insert_mask_tokens
 from .encoder import encoder_input, gather_tokens
 from .loss import equation_1, masked_error
-from .masking import keep_places, mask_from_keep
+from .masking import keep_indices, mask_from_keep
 from .patches import cut
 from .transformer import attention, layer_norm
 from ...decoder import Decoder
