@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .augmentation import RandomResizedCropFlip
 from .cards import write_card
@@ -21,6 +22,7 @@ from .core import InputError, World, pick_device, set_seed
 from .data import ImageData
 from .loss import reconstruction_loss
 from .models import MAE, ModelConfig, load_model
+from .patches import patchify, unpatchify
 from .runs import Run
 from .schedules import decay_groups
 from .training import Recipe, RunOptions, Task, Trainer
@@ -129,3 +131,22 @@ def pretrain(
         if world.leads:
             write_card(run.out)
     return mae
+
+# %% ../nbs/23_pretraining.ipynb #2954419e
+def interpolate_masked(
+    target: Tensor,  # (B, N, P) patches
+    masked: Tensor,  # (B, N) bool
+    sweeps: int = 400,  # times that each masked pixel is averaged
+) -> Tensor:  # (B, N, P): the masked patches interpolated, the visible ones unchanged
+    "Fill masked patches by smooth interpolation between the visible pixels, without learning."
+    patch_size = round((target.shape[2] // 3) ** 0.5)
+    known = unpatchify(target, patch_size)
+    hidden = unpatchify(masked[..., None].expand_as(target).float(), patch_size).bool()
+    colour = (known * ~hidden).sum((2, 3), keepdim=True) / (~hidden).sum((2, 3), keepdim=True)
+    x = torch.where(hidden, colour, known)
+    for _ in range(sweeps):
+        around = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        above_below = around[:, :, :-2, 1:-1] + around[:, :, 2:, 1:-1]
+        left_right = around[:, :, 1:-1, :-2] + around[:, :, 1:-1, 2:]
+        x = torch.where(hidden, (above_below + left_right) / 4, known)
+    return patchify(x, patch_size)
