@@ -36,20 +36,22 @@ paired_difference = Check(
     cases=[([50.0, 60.0, 55.0], [52.0, 61.0, 58.0]), ([0.7, 0.5], [0.6, 0.45])],
     mistakes=[
         (
-            "compares the two settings as if their seeds had nothing in common; "
-            "take the difference for each seed first",
+            "treats the two lists as independent; take the difference for each seed first",
             difference_with(paired=False),
         ),
         (
-            "is the standard deviation of the differences; "
-            "that of their mean is smaller, by the root of the number of seeds",
+            "returns the standard deviation of the differences; "
+            "divide it by the square root of the number of seeds",
             difference_with(error=False),
         ),
         (
-            "divides by n; with so few seeds, dividing by n - 1 matters",
+            "divides the squares by n; divide them by n - 1, which matters with so few seeds",
             difference_with(sample=False),
         ),
-        ("has the wrong sign: a better trial has a positive difference", difference_with(sign=-1)),
+        (
+            "returns the wrong sign; a better trial has a positive difference",
+            difference_with(sign=-1),
+        ),
     ],
 )
 
@@ -60,19 +62,19 @@ epochs_for = Check(
     cases=[(20, 10.0, 15.0), (100, 8.0, 3.0), (30, 5.0, 5.0)],
     mistakes=[
         (
-            "gives every setting the same number of epochs; the same time is asked for",
+            "gives the trial as many epochs as the base; give it the same time instead",
             lambda epochs, seconds, trial_seconds: epochs,
         ),
         (
-            "is upside down: slower epochs leave time for fewer of them",
+            "inverts the ratio; slower epochs leave time for fewer of them",
             lambda epochs, seconds, trial_seconds: int(epochs * trial_seconds / seconds),
         ),
         (
-            "rounds up, so the trial gets more time than the base",
+            "rounds up, so the trial takes more time than the base",
             lambda epochs, seconds, trial_seconds: math.ceil(epochs * seconds / trial_seconds),
         ),
         (
-            "returns a fraction; only whole epochs can be trained",
+            "returns a fraction; only whole epochs can be trained, so round down",
             lambda epochs, seconds, trial_seconds: epochs * seconds / trial_seconds,
         ),
     ],
@@ -85,19 +87,20 @@ seeds_needed = Check(
     cases=[(1.0, 1.0), (0.8, 0.5), (2.0, 0.3)],
     mistakes=[
         (
-            "forgets the square: the standard error falls with the *root* of the number of seeds",
+            "omits the square; "
+            "the standard error falls with the *square root* of the number of seeds",
             lambda spread, effect: math.ceil(2 * spread / effect),
         ),
         (
-            "asks for one standard error only; the effect must be twice as large",
+            "requires only one standard error; the effect must be at least two",
             lambda spread, effect: math.ceil((spread / effect) ** 2),
         ),
         (
-            "rounds down, which is a seed too few",
+            "rounds down, which gives one seed too few",
             lambda spread, effect: int((2 * spread / effect) ** 2 - 1e-9),
         ),
         (
-            "is upside down: a smaller effect needs more seeds",
+            "inverts the ratio; a smaller effect needs more seeds",
             lambda spread, effect: math.ceil((2 * effect / spread) ** 2),
         ),
     ],
@@ -138,17 +141,17 @@ ablate = Check(
     use=count_runs,
     mistakes=[
         (
-            "compares the settings as if their seeds had nothing in common; "
-            "subtract the base with the *same* seed",
+            "treats the runs of two settings as independent; "
+            "subtract the base run with the *same* seed",
             trials_with(paired=False),
         ),
         (
-            "compares with the last setting; the first is the base",
+            "compares with the last setting; the base is the first one",
             trials_with(base=lambda settings: settings[-1]),
         ),
         ("uses the same seed in all runs", trials_with(same_seed=True)),
         (
-            "leaves the base out of the result; its difference is zero, which is a useful check",
+            "omits the base; include it, because its difference of zero is a useful check",
             lambda run, settings, seeds: {
                 s: found
                 for s, found in trials_with()(run, settings, seeds).items()

@@ -64,25 +64,24 @@ chance_of = Check(
     ],
     mistakes=[
         (
-            "adds the probabilities of both operations, "
-            "and so counts an image twice that gets both; how likely is it that neither happens?",
+            "adds the two probabilities of a pair, so an image that gets both operations "
+            "counts twice; how likely is it that neither is applied?",
             lambda policies, name: sum(map(sum, probabilities(policies, name))) / len(policies),
         ),
         (
-            "multiplies the probabilities of both operations: "
-            "that is the chance of *both*; one of them is enough",
+            "multiplies the two probabilities of a pair, which gives the probability of *both*; "
+            "at least one is enough",
             lambda policies, name: (
                 sum(float(math.prod(p)) for p in probabilities(policies, name) if p) / len(policies)
             ),
         ),
         (
-            "sums over the sub-policies; "
-            "each is drawn with probability 1 / their number, so take the mean",
+            "sums over the sub-policies; each is drawn with the same probability, so take the mean",
             lambda policies, name: sum(map(at_least_one, probabilities(policies, name)), 0.0),
         ),
         (
-            "takes the mean over the sub-policies that contain the operation; "
-            "an image may draw any of them",
+            "averages only over the sub-policies that contain the operation; "
+            "an image may draw any sub-policy",
             only_containing,
         ),
     ],
@@ -118,30 +117,30 @@ pixel_weights = Check(
     cases=[(0, 4, 4, 6), (1, 3, 5, 6), (5, 22, 32, 36), (2, 3, 6, 3)],
     mistakes=[
         (
-            "the result is transposed: one row per *new* pixel",
+            "returns the transposed matrix; it should have one row per *new* pixel",
             lambda s, k, i, o: tents(middles(k, o), s, k, i).T,
         ),
         (
-            "measures from the edges of pixels; "
-            "the middle of new pixel i lies at i + 0.5, and that of an old one at its number + 0.5",
+            "measures from the left edge of each pixel; "
+            "measure from its centre, half a pixel further, for new and old pixels",
             lambda s, k, i, o: tents(torch.arange(o) * k / o, s, k, i),
         ),
         (
-            "puts the outermost new pixels onto the middles of the outermost old ones; "
+            "puts the centres of the outermost new pixels on those of the old ones; "
             "a new pixel is length / n_out wide, and the first begins at the edge",
             lambda s, k, i, o: tents(torch.arange(o) * (k - 1) / (o - 1), s, k, i),
         ),
         (
-            "keeps the first `length` pixels; the part begins at `start`",
+            "keeps the first `length` pixels; the part begins at index `start`",
             lambda s, k, i, o: tents(middles(k, o), 0, k, i),
         ),
         (
-            "lets pixels outside the part shine in at its edges",
+            "includes pixels outside the part at its edges; give them no weight",
             lambda s, k, i, o: tents(middles(k, o), s, k, i, inside=False),
         ),
         (
-            "rows at the edges sum to less than one, which makes the border dark; "
-            "a new pixel beyond the last middle takes the last pixel whole",
+            "makes rows at the edges sum to less than one, which darkens the border; "
+            "a new pixel beyond the last centre takes the last pixel alone",
             lambda s, k, i, o: tents(middles(k, o), s, k, i, normalised=False),
         ),
     ],
@@ -216,24 +215,24 @@ apply_by_group = Check(
     use=with_three_operations,
     mistakes=[
         (
-            "operation 0 is never applied; only −1 means *nothing*",
+            "never applies operation 0; only −1 means that no operation was drawn",
             lambda x, d, o: group_loop(x, d, o, first=1),
         ),
         (
-            "an operation reaches images that did not draw it: "
-            "take out its group, and write only that back",
+            "applies an operation to images that did not draw it; "
+            "apply it to its group, and write only this group back",
             everybody,
         ),
         (
-            "the pixels are right, but there is one call for each image; make one for each group",
+            "returns the right pixels but makes one call per image; make one call per group",
             one_by_one,
         ),
         (
-            "the groups come back one behind the other; every image must return to its own place",
+            "returns the images group by group; return them in their original order",
             lined_up,
         ),
         (
-            "calls an operation that nobody drew; skip empty groups",
+            "calls an operation that no image drew; skip empty groups",
             lambda x, d, o: group_loop(x, d, o, empty=True),
         ),
     ],
@@ -272,12 +271,12 @@ erase = Check(
     ],
     mistakes=[
         (
-            "erases whole rows and columns, a cross: "
+            "erases whole rows and columns, which form a cross; "
             "a pixel is in the square if its row *and* its column are",
             lambda x, top, left, s: blacken(x, torch.logical_or(*squares(x, top, left, s))),
         ),
         (
-            "`top` counts rows and `left` columns; they are exchanged",
+            "exchanges `top` and `left`; `top` is a row, and `left` is a column",
             lambda x, top, left, s: blacken(x, torch.logical_and(*squares(x, left, top, s))),
         ),
         (
@@ -285,17 +284,18 @@ erase = Check(
             lambda x, top, left, s: blacken(x, ~torch.logical_and(*squares(x, top, left, s))),
         ),
         (
-            "one pixel too many: a square of side 3 at 5 covers 5, 6 and 7, not 8",
+            "erases one row and one column too many; "
+            "a square of side 3 that begins at 5 covers 5, 6 and 7, but not 8",
             lambda x, top, left, s: blacken(x, torch.logical_and(*squares(x, top, left, s, 1))),
         ),
         (
-            "uses the first image's place for all; each has its own",
+            "uses the first image's position for all images; each image has its own",
             lambda x, top, left, s: blacken(
                 x, torch.logical_and(*squares(x, top[:1], left[:1], s))
             ),
         ),
         (
-            "`top` and `left` are the square's upper left corner, not its middle",
+            "treats `top` and `left` as the centre of the square; they are its upper left corner",
             lambda x, top, left, s: blacken(
                 x, torch.logical_and(*squares(x, top - s // 2, left - s // 2, s))
             ),
@@ -357,28 +357,28 @@ accuracies = Check(
     use=on_grey_levels,
     mistakes=[
         (
-            "trains on the original images: give `augment(images)` to the classifier",
+            "trains on the original images; pass them through `augment` first",
             accuracies_with(augments=False),
         ),
         (
-            "trains on pixels from 0 to 1: the classifier expects -1 to 1, see `normalize`",
+            "trains on pixels from 0 to 1; the classifier expects −1 to 1, so use `normalize`",
             accuracies_with(normalises=False),
         ),
         (
-            "never sets the gradients to zero, so each step also repeats all earlier ones",
+            "never sets the gradients to zero, so each step includes all earlier gradients",
             accuracies_with(clear=False),
         ),
-        ("takes no step of the optimizer", accuracies_with(steps=0)),
+        ("takes no optimizer step, so it measures the initial weights", accuracies_with(steps=0)),
         (
-            "trains without dropout: call `classifier.train()` first",
+            "trains without dropout; call `classifier.train()` first",
             accuracies_with(training_mode=False),
         ),
         (
-            "measures on augmented images: the question is how the classifier does on originals",
+            "measures on augmented images; measure on the original ones",
             accuracies_with(augments_tests=True),
         ),
         (
-            "the two accuracies are exchanged: that on the training images comes first",
+            "exchanges the two accuracies; return that on the training images first",
             lambda *inputs: accuracies_with()(*inputs)[::-1],
         ),
     ],

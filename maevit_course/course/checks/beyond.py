@@ -46,20 +46,21 @@ smoothed_cross_entropy = Check(
     mistakes=[
         (
             "spreads the smoothing over the wrong classes only; "
-            "here all K share it, the right one too",
+            "spread it over all K classes, including the correct one",
             only_others,
         ),
         (
-            "adds up the images; average them, so that the loss does not depend on the batch",
+            "sums over the images, so the loss depends on the size of the batch; take the mean",
             lambda x, y, s: smoothed(x, y, s).sum(),
         ),
         (
-            "the sign is wrong: logarithms of probabilities are negative, a loss is not",
+            "has the wrong sign; "
+            "the logarithm of a probability is negative, but the loss is positive",
             lambda x, y, s: -smoothed(x, y, s).mean(),
         ),
         (
-            "`softmax` and then `log` meets log 0 where the logits are far apart; "
-            "`log_softmax` does both safely",
+            "takes the logarithm of `softmax`, which gives log 0 if the logits are far apart; "
+            "use `log_softmax` instead",
             lambda x, y, s: (
                 -((F.one_hot(y, x.shape[1]) * (1 - s) + s / x.shape[1]) * x.softmax(1).log())
                 .sum(1)
@@ -67,11 +68,11 @@ smoothed_cross_entropy = Check(
             ),
         ),
         (
-            "ignores `smoothing`: that is the plain cross-entropy",
+            "ignores `smoothing` and returns the plain cross-entropy",
             lambda x, y, s: F.cross_entropy(x, y),
         ),
         (
-            "averages over the classes as well: add up the classes, average the images",
+            "averages over the classes as well; sum over the classes and average over the images",
             lambda x, y, s: smoothed(x, y, s).mean() / x.shape[1],
         ),
     ],
@@ -109,13 +110,12 @@ mixup = Check(
     ],
     mistakes=[
         (
-            "mixes the images but not the labels, so the label claims a class "
-            "of which half may be missing",
+            "mixes the images but not the labels; mix the labels with the same weights",
             mixed_with(labels_too=False),
         ),
         (
-            "the weights of the labels are exchanged: "
-            "the image with weight 0.75 gives its label 0.75 too",
+            "exchanges the weights of the labels; "
+            "an image with weight 0.75 also gives its label the weight 0.75",
             mixed_with(exchange="labels"),
         ),
         (
@@ -123,7 +123,7 @@ mixup = Check(
             mixed_with(exchange="both"),
         ),
         (
-            "mixes each image with itself: index the images with `partner`",
+            "mixes each image with itself; index the images with `partner`",
             mixed_with(partners=False),
         ),
     ],
@@ -152,16 +152,17 @@ ema_after = Check(
     cases=[([1.0, 2.0, 4.0], 0.5), ([float(i) for i in range(50)], 0.9), ([3.0], 0.99)],
     mistakes=[
         (
-            "starts at zero, which pulls the average down for many steps; start at the first value",
+            "starts at zero, which pulls the average towards zero for many steps; "
+            "start at the first value",
             lambda values, decay: averaged(start=lambda _: 0.0)([0.0, *values], decay),
         ),
         (
-            "exchanges the two weights: `decay` is the weight of the old average",
+            "exchanges the two weights; `decay` is the weight of the old average",
             averaged(exchange=True),
         ),
-        ("leaves the last value out", averaged(skip_last=True)),
+        ("omits the last value", averaged(skip_last=True)),
         (
-            "is the plain mean, in which old values never fade",
+            "returns the plain mean, in which old values never fade",
             lambda values, decay: sum(values) / len(values),
         ),
     ],
@@ -205,11 +206,11 @@ calibration_error = Check(
     cases=[(three, torch.tensor([0, 0, 1]), 10), (surer, truth, 10), (surer, truth, 5)],
     mistakes=[
         (
-            "gives every bin the same weight; a bin counts as much as it has images",
+            "gives every bin the same weight; weight each bin by its fraction of the images",
             error_with(weighted=False),
         ),
         (
-            "lets overconfident and underconfident bins cancel; take the absolute difference",
+            "lets overconfident and underconfident bins cancel; use the absolute difference",
             error_with(absolute=False),
         ),
         (
@@ -218,7 +219,7 @@ calibration_error = Check(
             error_with(of="true"),
         ),
         (
-            "puts all images into one bin, where errors of both signs cancel",
+            "puts all images into one bin, in which errors of opposite sign cancel",
             error_with(bins_from=lambda confidence, bins: torch.zeros_like(confidence).long()),
         ),
     ],

@@ -46,21 +46,24 @@ n_parameters = Check(
     reference=count,
     cases=[(4, 3, 8, 1, 2.0), (144, 27, 192, 12, 2.0), (64, 48, 96, 4, 4.0)],
     mistakes=[
-        ("the dummy patch has a position too", lambda *sizes: count(*sizes, dummy=0)),
         (
-            "leaves out the biases inside the layers",
+            "omits the positional embedding of the dummy patch",
+            lambda *sizes: count(*sizes, dummy=0),
+        ),
+        (
+            "omits the biases inside the layers",
             lambda *sizes: count(*sizes, layer_biases=False),
         ),
         (
-            "leaves out the two LayerNorms of every layer, each with a scale and a shift",
+            "omits the two LayerNorms of each layer, each of which has a gain and a bias",
             lambda *sizes: count(*sizes, layer_norms=0),
         ),
         (
-            "leaves out the LayerNorm before the last projection",
+            "omits the LayerNorm before the last projection",
             lambda *sizes: count(*sizes, last_norm=False),
         ),
         (
-            "the first and the last projection have no bias (Section 3.1)",
+            "counts biases in the first and the last projection; these two have none (Section 3.1)",
             lambda *sizes: count(*sizes, projection_biases=True),
         ),
     ],
@@ -86,30 +89,30 @@ reading_order = Check(
     ],
     mistakes=[
         (
-            "this is the way from reading order to the order of `keep`, "
-            "the inverse of what is wanted",
+            "applies the inverse of the required permutation, which leads from reading order "
+            "to the order of `keep`",
             rows_in(lambda keep: keep.argsort(1).argsort(1)),
         ),
         (
-            "sorts all images as the first one must be sorted",
+            "uses the first image's order for all images; sort each image by its own row of `keep`",
             rows_in(lambda keep: keep[:1].argsort(1).expand_as(keep)),
         ),
         (
-            "the order is downwards; reading order begins with the smallest place",
+            "sorts in descending order; reading order starts with the smallest index",
             rows_in(lambda keep: keep.argsort(1, descending=True)),
         ),
         (
-            "the dummy patch comes first; it stays last",
+            "puts the dummy patch first; it must stay last",
             rows_in(lambda keep: keep.argsort(1), dummy_first=True),
         ),
-        ("the dummy patch is missing", lambda z, keep: encoder.gather_tokens(z, keep.argsort(1))),
+        ("omits the dummy patch", lambda z, keep: encoder.gather_tokens(z, keep.argsort(1))),
         (
-            "takes places for row numbers: "
-            "`keep` says where a row belongs, not where it stands now",
+            "uses patch indices as row numbers; "
+            "`keep` says where a row belongs in the image, not where it is in `z`",
             lambda z, keep: encoder.gather_tokens(z, keep),
         ),
         (
-            "sorts the numbers inside the embeddings; whole rows must move",
+            "sorts the numbers inside the embeddings; move whole rows instead",
             lambda z, keep: torch.cat([z[:, :-1].sort(1).values, z[:, -1:]], dim=1),
         ),
     ],
@@ -121,9 +124,9 @@ masked = torch.ones(2, 5, dtype=torch.bool).scatter(1, keep, False)
 patches = torch.randint(16, (2, 5, 3), generator=generator) / 8  # sums of eighths are exact
 
 
-def with_dummy(visible: Tensor, whisper: Tensor | float = 0.0) -> Tensor:
-    "Append a token for the dummy patch: the mean of the visible tokens plus the leak `whisper`."
-    return torch.cat([visible, visible.mean(1, keepdim=True) + whisper], dim=1)
+def with_dummy(visible: Tensor, leak: Tensor | float = 0.0) -> Tensor:
+    "Append a token for the dummy patch: the mean of the visible tokens plus `leak`."
+    return torch.cat([visible, visible.mean(1, keepdim=True) + leak], dim=1)
 
 
 def hidden(x: Tensor) -> Tensor:
@@ -132,7 +135,7 @@ def hidden(x: Tensor) -> Tensor:
 
 # %% ../../../nbs/checks/13_encoder.ipynb #2d133a39
 ENCODERS = {
-    "an honest encoder": lambda x, keep: with_dummy(encoder.gather_tokens(x, keep)),
+    "an encoder without a leak": lambda x, keep: with_dummy(encoder.gather_tokens(x, keep)),
     "one that subtracts the mean of all patches": lambda x, keep: with_dummy(
         encoder.gather_tokens(x - x.mean(1, keepdim=True), keep)
     ),
@@ -142,13 +145,13 @@ ENCODERS = {
     "one that adds the difference of two masked patches": lambda x, keep: with_dummy(
         encoder.gather_tokens(x, keep) + hidden(x)[:, 1:2] - hidden(x)[:, 2:]
     ),
-    "one that whispers": lambda x, keep: with_dummy(
+    "one with a very small leak": lambda x, keep: with_dummy(
         encoder.gather_tokens(x, keep) + 1e-5 * hidden(x).mean(1, keepdim=True)
     ),
-    "one that tells only its dummy patch": lambda x, keep: with_dummy(
+    "one that leaks only into the dummy patch": lambda x, keep: with_dummy(
         encoder.gather_tokens(x, keep), hidden(x).mean(1, keepdim=True)
     ),
-    "one that sees nothing but masked patches": lambda x, keep: with_dummy(hidden(x)[:, 1:]),
+    "one that uses only masked patches": lambda x, keep: with_dummy(hidden(x)[:, 1:]),
 }
 
 # %% ../../../nbs/checks/13_encoder.ipynb #666122a1
@@ -188,30 +191,30 @@ leaks = Check(
     cases=[(name,) for name in ENCODERS],
     mistakes=[
         (
-            "the answer is the wrong way round: True means that something leaks",
+            "returns the opposite answer; True means that something leaks",
             lambda *given: not tester()(*given),
         ),
         (
             "changes all patches; "
-            "an honest encoder must answer to the visible ones, so change only the masked",
+            "the output may depend on the visible ones, so change only the masked ones",
             tester(where=torch.ones_like),
         ),
         ("changes the visible patches; change the masked ones", tester(where=torch.logical_not)),
         (
-            "changes only the first masked patch of each image; the leak may be in another",
+            "changes only the first masked patch of each image; the leak may come from another one",
             tester(where=first_only),
         ),
         (
-            "changes all masked patches by the same amount, and misses an encoder "
-            "that looks at their differences: let each number change in its own way",
+            "changes all masked patches by the same amount, which misses a leak of their "
+            "differences; change each number independently",
             tester(change=lambda x: x + 1),
         ),
         (
-            "compares with a tolerance, and misses a faint leak: "
+            "compares with a tolerance, which misses a small leak; "
             "not one bit may change, so compare exactly",
             tester(same=lambda a, b: torch.allclose(a, b, rtol=1e-5, atol=1e-3)),
         ),
-        ("does not look at the dummy patch, the last row of the output", tester(rows=slice(0, -1))),
+        ("ignores the dummy patch, the last row of the output", tester(rows=slice(0, -1))),
     ],
 )
 
@@ -225,22 +228,25 @@ gather_tokens = Check(
     ],
     mistakes=[
         (
-            "every image gets the places of every image; "
-            "each should get its own row of `index` only",
+            "uses the indices of all images for every image; "
+            "use only each image's own row of `index`",
             lambda x, i: x[:, i],
         ),
-        ("all images get the places of the first one; each has its own", lambda x, i: x[:, i[0]]),
         (
-            "gives only the first number of each token: "
-            "`gather` wants a place for every one of the D numbers",
+            "uses the first image's indices for all images; each image has its own",
+            lambda x, i: x[:, i[0]],
+        ),
+        (
+            "returns only the first number of each token; "
+            "`gather` needs an index for each of the D numbers",
             lambda x, i: x.gather(1, i[..., None]),
         ),
         (
-            "picks numbers out of the tokens; the tokens themselves are counted along axis 1",
+            "selects numbers within the tokens; the tokens themselves are along axis 1",
             lambda x, i: x.gather(2, i[:, None].expand(-1, x.shape[1], -1)),
         ),
         (
-            "sorts the places; the tokens must come in the order of `index`",
+            "sorts the indices; return the tokens in the order of `index`",
             lambda x, i: x.gather(1, i.sort(1).values[..., None].expand(-1, -1, x.shape[-1])),
         ),
     ],
@@ -271,27 +277,29 @@ encoder_input = Check(
     ],
     mistakes=[
         (
-            "adds the positions of the rows 0, 1, 2, …; "
-            "each token needs the position of the *place* it comes from",
+            "adds the first K positional embeddings; "
+            "each token needs that of its own patch, whose index is in `keep`",
             input_with(lambda x, keep, p: p[: x.shape[1]], lambda x, p: p[-1]),
         ),
         (
-            "off by one: place 0 has position 0; "
-            "it is the dummy patch's position that stands at the end",
+            "shifts the positional embeddings by one; "
+            "patch 0 has the first, and the dummy patch has the last",
             input_with(lambda x, keep, p: p[keep + 1], lambda x, p: p[0]),
         ),
         (
-            "all images get the positions of the first one's places",
+            "adds the first image's positional embeddings in all images; "
+            "each image has its own row of `keep`",
             input_with(lambda x, keep, p: p[keep[0]], lambda x, p: p[-1]),
         ),
         (
-            "appends zeros; the dummy *patch* is zero, but its token is its position",
+            "appends zeros for the dummy patch; "
+            "its *pixels* are zeros, but its token is its positional embedding",
             input_with(lambda x, keep, p: p[keep], lambda x, p: 0 * p[-1]),
         ),
         (
-            "puts the dummy patch first; it is appended last",
+            "puts the dummy patch first; append it last",
             lambda x, keep, p: torch.cat([p[-1].expand(len(x), 1, -1), x + p[keep]], dim=1),
         ),
-        ("forgets the dummy patch", lambda x, keep, p: x + p[keep]),
+        ("omits the dummy patch", lambda x, keep, p: x + p[keep]),
     ],
 )

@@ -35,24 +35,24 @@ top_k_accuracy = Check(
     ],
     mistakes=[
         (
-            "looks only at the k-th guess; any of the first k may be right",
+            "checks only the k-th guess; any of the first k may be right",
             lambda x, y, k: hits(x, y, k)[:, -1].float().mean().item(),
         ),
         (
-            "is the accuracy of the best guess alone; `k` is not used",
+            "ignores `k` and returns the accuracy of the best guess alone",
             lambda x, y, k: hits(x, y, 1).float().mean().item(),
         ),
         (
-            "counts the images; divide by how many there are",
+            "returns the number of correct images; divide it by the number of all images",
             lambda x, y, k: float(hits(x, y, k).any(1).sum()),
         ),
         (
             "averages over the k guesses as well; "
-            "at most one of them can be right, so ask for `any` first",
+            "at most one of them can be right, so apply `any` to each row first",
             lambda x, y, k: hits(x, y, k).float().mean().item(),
         ),
         (
-            "takes the k lowest logits; the highest are the best guesses",
+            "uses the k lowest logits; the highest are the best guesses",
             lambda x, y, k: hits(x, y, k, largest=False).any(1).float().mean().item(),
         ),
     ],
@@ -84,18 +84,20 @@ most_confused = Check(
     ],
     mistakes=[
         (
-            "compares the counts, in which classes with many images win; "
-            "divide each row by its sum",
+            "compares counts, which favours classes with many images; divide each row by its sum",
             largest(fraction=False),
         ),
         (
-            "finds a class that is predicted correctly: the diagonal is no confusion",
+            "includes the diagonal, which holds the correct predictions; set it to 0",
             largest(diagonal=True),
         ),
-        ("names the predicted class first; rows are the truth", largest(swap=True)),
         (
-            "divides by the columns, the number of times that a class is predicted; "
-            "divide by the rows, the images of a class",
+            "returns the predicted class first; return the true class, which is the row, first",
+            largest(swap=True),
+        ),
+        (
+            "divides by the sums of the columns, the predictions of each class; "
+            "divide by those of the rows, the images of each class",
             lambda m, c: largest(fraction=False)(m / m.sum(0), c),
         ),
     ],
@@ -125,17 +127,19 @@ interval = Check(
     cases=[(0.5, 100), (0.9642, 10_000), (0.98, 50)],
     mistakes=[
         (
-            "that is one standard error on each side, which holds the truth in 68 % of all cases",
+            "uses one standard error on each side, which contains the true accuracy in only "
+            "68 % of all cases; use 1.96",
             around(factor=1.0),
         ),
-        ("forgets the square root: that is the variance", around(root=False)),
+        ("uses the variance; take its square root", around(root=False)),
         (
-            "does not depend on the number of images: divide the variance by `n`",
+            "ignores the number of images; divide the variance by `n`",
             around(spread_of_one=True),
         ),
         ("can leave the range from 0 to 1; limit both ends", around(limit=False)),
         (
-            "is half as wide as it should be: the 1.96 standard errors go to *both* sides",
+            "returns an interval that is half as wide as it should be; "
+            "add 1.96 standard errors on *each* side",
             around(factor=0.98),
         ),
     ],
@@ -181,7 +185,7 @@ probe_curve = Check(
     cases=[(*halves, [6, 20])],
     mistakes=[
         (
-            "fits the probe to the test images",
+            "fits the probe to the test images; fit it to the training images",
             curve_with(swap=True),
         ),
         (
@@ -189,11 +193,11 @@ probe_curve = Check(
             curve_with(balanced=False),
         ),
         (
-            "takes `count` images in all; take this number of *each* class",
+            "takes `count` images in total; take this number from *each* class",
             curve_with(per_class=False),
         ),
         (
-            "selects embeddings, but not their labels: use the same rows for both",
+            "selects embeddings but not their labels; use the same rows for both",
             curve_with(labels=False),
         ),
     ],

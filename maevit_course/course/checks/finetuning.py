@@ -43,33 +43,34 @@ learning_rate_of = Check(
     ],
     mistakes=[
         (
-            "leaves out Equation 2: the base learning rate is for a batch of 256",
+            "omits Equation 2; the base learning rate refers to a batch of 256",
             lambda name, step, r, n, depth=12: (
                 curve(r, n, r.base_lr)(step)
                 * r.layer_decay ** (depth + 1 - layer_index(name, depth))
             ),
         ),
         (
-            "is one height too high: the head alone has the full rate, and sits at depth + 1",
+            "applies the layer-wise decay one time too few; "
+            "only the head, with layer index depth + 1, has the full rate",
             lambda name, step, r, n, depth=12: (
                 curve(r, n)(step) * r.layer_decay ** (depth - layer_index(name, depth))
             ),
         ),
         (
-            "is upside down: the *lower* layers are to learn slowly",
+            "inverts the layer-wise decay; the *lower* layers should learn more slowly",
             lambda name, step, r, n, depth=12: (
                 curve(r, n)(step) * r.layer_decay ** layer_index(name, depth)
             ),
         ),
         (
-            "leaves out the schedule: that is the rate at the peak",
+            "ignores the schedule and uses the rate at its peak",
             lambda name, step, r, n, depth=12: (
                 curve(r, n).peak * r.layer_decay ** (depth + 1 - layer_index(name, depth))
             ),
         ),
-        ("leaves out the layer-wise decay", lambda name, step, r, n, depth=12: curve(r, n)(step)),
+        ("omits the layer-wise decay", lambda name, step, r, n, depth=12: curve(r, n)(step)),
         (
-            "the schedule moves once an epoch; here it moves with every step",
+            "changes the rate once per epoch; the schedule changes it with every step",
             lambda name, step, r, n, depth=12: (
                 curve(r, 1)(step // n) * r.layer_decay ** (depth + 1 - layer_index(name, depth))
             ),
@@ -129,25 +130,36 @@ overfitting = Check(
     cases=[(tested_always,), (tested_sometimes,)],
     mistakes=[
         (
-            "chooses the epoch with the lowest *training* loss, which is nearly always the last",
+            "chooses the epoch with the lowest *training* loss, which is nearly always the last; "
+            "use the test loss",
             summary_with(best="loss"),
         ),
         (
-            "chooses the epoch with the highest test accuracy; take the lowest test loss",
+            "chooses the epoch with the highest test accuracy; "
+            "choose the one with the lowest test loss",
             summary_with(best="test_accuracy", lowest=False),
         ),
-        ("chooses the highest test loss", summary_with(lowest=False)),
         (
-            "returns the index of the line; the log states the epoch, "
-            "and not every epoch is tested",
+            "chooses the epoch with the highest test loss; choose the one with the lowest",
+            summary_with(lowest=False),
+        ),
+        (
+            "returns the index of the line; "
+            "return the epoch that the line states, because not every epoch is tested",
             summary_with(count_from=0),
         ),
         (
-            "counts the tested epochs; the log states the number of each",
+            "counts only the tested epochs; return the epoch that the line states",
             summary_with(count_from=1),
         ),
-        ("subtracts the training accuracy from the test accuracy", summary_with(sign=-1)),
-        ("takes the gap of the first tested epoch; it is the last one's", summary_with(gap_of=0)),
+        (
+            "subtracts the training accuracy from the test accuracy; do it the other way round",
+            summary_with(sign=-1),
+        ),
+        (
+            "returns the gap of the first tested epoch; return that of the last one",
+            summary_with(gap_of=0),
+        ),
     ],
 )
 
@@ -211,19 +223,19 @@ accuracy_by_freezing = Check(
     use=without_training,
     mistakes=[
         (
-            "never freezes a layer: `replace` the field `freeze` of the recipe",
+            "never freezes a layer; change the field `freeze` of the recipe with `replace`",
             measured(lambda recipe, freeze: recipe),
         ),
         (
-            "always freezes the whole encoder: use each of the `levels`",
+            "always freezes the whole encoder; use each entry of `levels`",
             measured(lambda recipe, freeze: replace(recipe, freeze=-1)),
         ),
         (
-            "measures on the training images",
+            "measures on the training images; measure on the test images",
             measured(lambda recipe, freeze: replace(recipe, freeze=freeze), data="train"),
         ),
         (
-            "trains from scratch: pass the weights to `finetune`",
+            "trains from scratch; pass the weights to `finetune`",
             measured(lambda recipe, freeze: recipe, pretrained=False),
         ),
     ],
@@ -237,16 +249,19 @@ accuracy_by_pool = Check(
     use=without_training,
     mistakes=[
         (
-            "always reads the dummy patch: `pool` is a field of `recipe.model`",
+            "always reads the class token; change the field `pool` of `recipe.model`",
             measured(lambda recipe, pool: recipe),
         ),
         (
-            "always reads the mean: use each of the `pools`",
+            "always reads the mean; use each entry of `pools`",
             measured(lambda recipe, pool: set_pool(recipe, "mean")),
         ),
-        ("measures on the training images", measured(set_pool, data="train")),
         (
-            "trains from scratch: pass the weights to `finetune`",
+            "measures on the training images; measure on the test images",
+            measured(set_pool, data="train"),
+        ),
+        (
+            "trains from scratch; pass the weights to `finetune`",
             measured(set_pool, pretrained=False),
         ),
     ],
@@ -289,17 +304,26 @@ accuracy_by_labels = Check(
     use=without_training,
     mistakes=[
         (
-            "gives all runs the same number of epochs, so that fewer labels also mean "
-            "fewer steps; keep the number of steps the same",
+            "uses the same number of epochs for all runs, so fewer labels also mean fewer steps; "
+            "keep the number of steps the same",
             curve_with(same_epochs=True),
         ),
         (
-            "chooses the same labels for every seed: pass the seed to `few_labels`",
+            "chooses the same labels for every seed; pass the seed to `few_labels`",
             curve_with(label_seed=lambda seed: 0),
         ),
-        ("the two starts are exchanged: the weights come first", curve_with(starts=(False, True))),
-        ("both runs start from the weights", curve_with(starts=(True, True))),
-        ("both runs start from scratch", curve_with(starts=(False, False))),
-        ("returns the spread over the seeds; the mean is asked for", curve_with(spread=True)),
+        (
+            "exchanges the two starts; return the accuracy from the weights first",
+            curve_with(starts=(False, True)),
+        ),
+        (
+            "starts both runs from the weights; start the second from scratch",
+            curve_with(starts=(True, True)),
+        ),
+        (
+            "starts both runs from scratch; start the first from the weights",
+            curve_with(starts=(False, False)),
+        ),
+        ("returns the standard deviation over the seeds; return the mean", curve_with(spread=True)),
     ],
 )

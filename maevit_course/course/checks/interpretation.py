@@ -37,20 +37,20 @@ mean_distance = Check(
     cases=[(diagonal,), (attention,)],
     mistakes=[
         (
-            "part of the attention is missing: after you leave out the dummy patch, "
-            "the weights of each row must sum to 1 again",
+            "does not rescale the attention; "
+            "without the dummy patch, the weights of each row must sum to 1 again",
             lambda w: mean_of_distances(w, rescale=False).item(),
         ),
         (
-            "counts steps along rows and columns; the distance is the straight line",
+            "counts steps along rows and columns; use the straight-line distance",
             lambda w: mean_of_distances(w, 1.0).item(),
         ),
         (
-            "adds up the patches that ask; take their mean",
+            "sums over the queries; take their mean",
             lambda w: mean_of_distances(w).item() * (len(w) - 1),
         ),
         (
-            "averages over all pairs; weight each distance, add up a row, then average the rows",
+            "averages over all pairs; weight each distance, sum each row and then average the rows",
             lambda w: mean_of_distances(w).item() / (len(w) - 1),
         ),
     ],
@@ -73,19 +73,21 @@ roll_out = Check(
     cases=[(two_layers,), (layers,)],
     mistakes=[
         (
-            "multiplies in the wrong order: a later layer goes to the left of an earlier one",
+            "multiplies in the wrong order; "
+            "the matrix of a later layer must be to the left of an earlier one",
             lambda maps: product(maps, flip=True),
         ),
         (
-            "leaves out the residual connection: half of each token passes unchanged",
+            "omits the residual connection; half of each token passes unchanged",
             lambda maps: product(maps, residual=0.0),
         ),
         (
-            "adds the identity without halving, so that the rows grow from layer to layer",
+            "adds the identity without halving, so the rows grow from layer to layer",
             lambda maps: product(maps) * 2 ** len(maps),
         ),
         (
-            "averages the layers; each layer acts on what the one before has mixed, so multiply",
+            "averages the layers; "
+            "multiply them, because each layer mixes what the previous one has mixed",
             lambda maps: (maps.mean(0) + torch.eye(maps.shape[-1])) / 2,
         ),
         (
@@ -119,19 +121,20 @@ linear_cka = Check(
     ],
     mistakes=[
         (
-            "the features are not centred: subtract the mean over the examples first",
+            "does not centre the features; subtract the mean over the examples first",
             alignment,
         ),
         (
-            "centres each example over its own features; the mean is over the examples",
+            "centres each example over its own features; "
+            "subtract the mean over the examples instead",
             lambda x, y: alignment(x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)),
         ),
         (
-            "is not divided by the two lengths, so it depends on the scale",
+            "does not divide by the two lengths, so the result depends on the scale",
             lambda x, y: (centred(x).T @ centred(y)).square().sum().item(),
         ),
         (
-            "takes the root of the numerator; the squares themselves are added up",
+            "takes the root of the numerator; use the sum of the squares itself",
             lambda x, y: (
                 (centred(x).T @ centred(y)).norm()
                 / ((centred(x).T @ centred(x)).norm() * (centred(y).T @ centred(y)).norm())
@@ -158,23 +161,23 @@ error_per_image = Check(
     ],
     mistakes=[
         (
-            "averages over all patches; only the masked ones count",
+            "averages over all patches; average only over the masked ones",
             lambda p, t, m: (p - t).square().mean((1, 2)),
         ),
         (
-            "sets visible patches to zero but still divides by all N",
+            "sets the errors of visible patches to zero but still divides by N",
             lambda p, t, m: ((p - t).square().mean(2) * m).mean(1),
         ),
         (
-            "adds up the masked patches; divide by how many there are in each image",
+            "sums over the masked patches; divide by their number in each image",
             lambda p, t, m: ((p - t).square().mean(2) * m).sum(1),
         ),
         (
-            "is one number for all images together",
+            "returns one number for all images together; return one per image",
             lambda p, t, m: (p - t).square()[m].mean(),
         ),
         (
-            "averages the visible patches; `masked` is True where a patch is hidden",
+            "averages over the visible patches; `masked` is True where a patch is masked",
             lambda p, t, m: ((p - t).square().mean(2) * ~m).sum(1) / (~m).sum(1),
         ),
     ],
@@ -216,23 +219,23 @@ neighbour_contrast = Check(
     ],
     mistakes=[
         (
-            "counts patches on the diagonal as neighbours; neighbours share an edge",
+            "counts patches on the diagonals as neighbours; neighbours share an edge",
             contrast_with(diagonal=True),
         ),
         (
-            "counts the last patch of a row and the first of the next as neighbours",
+            "counts the last patch of a row and the first of the next row as neighbours",
             contrast_with(wrap=True),
         ),
         (
-            "counts each patch among its own neighbours, with a similarity of 1",
+            "counts each patch as its own neighbour, with a similarity of 1",
             contrast_with(itself=True),
         ),
         (
-            "is the mean over neighbours alone; subtract the mean over all other pairs",
+            "returns the mean over the neighbours alone; subtract the mean over all other pairs",
             contrast_with(rest=False),
         ),
         (
-            "subtracts the mean over all pairs; leave the neighbours and the diagonal out",
+            "subtracts the mean over all pairs; leave out the neighbours and the diagonal",
             contrast_with(everything=True),
         ),
     ],

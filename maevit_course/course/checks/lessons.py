@@ -47,45 +47,49 @@ put_together = Check(
     ],
     mistakes=[
         (
-            "the patches fill the columns from top to bottom; "
-            "they come in reading order, so `h` comes before `w`",
+            "places the patches column by column; "
+            "they are in reading order, so `h` must come before `w`",
             joined("B (w h) (p q C) -> B C (h p) (w q)"),
         ),
         (
-            "each patch is mirrored on its diagonal; inside a patch, too, rows come first: `p q`",
+            "transposes each patch; its pixels are stored row by row, so `p` must come before `q`",
             joined("B (h w) (q p C) -> B C (h p) (w q)"),
         ),
         (
-            "reads the numbers of a patch as if colours came first; they come last: `(p q C)`",
+            "reads each patch as if the colours came first; they come last, as in `(p q C)`",
             joined("B (h w) (C p q) -> B C (h p) (w q)"),
         ),
         (
-            "the pixels of a patch are scattered over the image: "
-            "a side is made of patches, then of pixels, `(h p)`, not `(p h)`",
+            "scatters the pixels of each patch over the image; "
+            "a side consists of patches of pixels, so merge it as `(h p)`, not `(p h)`",
             joined("B (h w) (p q C) -> B C (p h) (q w)"),
         ),
     ],
 )
 
 # %% ../../../nbs/checks/01_lessons.ipynb #da2fb2b6
-def use_decoder_parts(answer, board):
-    "Apply an answer to a board, (B, N+1, D), with simple parts instead of learned ones."
-    positions = torch.linspace(-1, 1, board[0].numel()).reshape(board.shape[1:]).sin()
+def use_decoder_parts(answer, sequence):
+    "Apply an answer to a full sequence, (B, N+1, D), with simple parts instead of learned ones."
+    positions = torch.linspace(-1, 1, sequence[0].numel()).reshape(sequence.shape[1:]).sin()
     layers = [lambda x: x + x.roll(1, 1).relu(), lambda x: x * x.mean(1, keepdim=True)]
     return answer(
-        board, positions, layers, lambda x: F.layer_norm(x, x.shape[-1:]), lambda x: x[..., :3] + 1
+        sequence,
+        positions,
+        layers,
+        lambda x: F.layer_norm(x, x.shape[-1:]),
+        lambda x: x[..., :3] + 1,
     )
 
 
 def decoding(first=0, last=-1, early=True, positions=True, norm=True) -> Callable:
     "Return an answer with some steps changed, to imitate mistakes."
 
-    def decode(board, places, layers, normalise, head):
-        x = board + places if positions is True else board
+    def decode(sequence, embeddings, layers, normalise, head):
+        x = sequence + embeddings if positions is True else sequence
         x = x if early else x[:, :-1]
         for layer in layers:
             x = layer(x)
-        x = x + places if positions == "late" else x
+        x = x + embeddings if positions == "late" else x
         x = x[:, first:last] if early else x
         return head(normalise(x) if norm else x)
 
@@ -102,12 +106,13 @@ decode = Check(
     use=use_decoder_parts,
     mistakes=[
         (
-            "the positional embeddings are missing, "
-            "so nothing distinguishes one masked patch from another",
+            "omits the positional embeddings, so nothing distinguishes one masked patch from "
+            "another",
             decoding(positions=False),
         ),
         (
-            "adds the positional embeddings after the layers; attention needs them before",
+            "adds the positional embeddings after the layers; "
+            "attention needs them, so add them before",
             decoding(positions="late"),
         ),
         (
@@ -115,11 +120,14 @@ decode = Check(
             decoding(early=False),
         ),
         (
-            "predicts pixels for the class token, too; leave out the last token",
+            "predicts pixels for the class token too; leave out the last token",
             decoding(last=None),
         ),
-        ("leaves out the first token; the class token is the last", decoding(first=1, last=None)),
-        ("the norm before the head is missing", decoding(norm=False)),
+        (
+            "leaves out the first token; the class token is the last one",
+            decoding(first=1, last=None),
+        ),
+        ("omits the norm before the head", decoding(norm=False)),
     ],
 )
 
@@ -154,20 +162,21 @@ autoencode = Check(
     use=use_tiny_halves,
     mistakes=[
         (
-            "the encoder sees all patches, masked ones too; tell it which are visible, with `keep`",
+            "shows the masked patches to the encoder too; "
+            "pass `keep`, so that it encodes only the visible ones",
             lambda x, keep, e, d: (d(e(patchify(x)), keep), patchify(x)),
         ),
         (
-            "prediction and target are exchanged",
+            "exchanges prediction and target; return the prediction first",
             lambda x, keep, e, d: (patchify(x), predicted(x, keep, e, d)),
         ),
         (
-            "the target contains the visible patches only; "
-            "the decoder predicts all patches, so the target holds all of them",
+            "returns only the visible patches as the target; "
+            "the decoder predicts all patches, so the target must contain all of them",
             lambda x, keep, e, d: (predicted(x, keep, e, d), seen(patchify(x), keep)),
         ),
         (
-            "the target is still an image; cut it into patches",
+            "returns an image as the target; cut it into patches",
             lambda x, keep, e, d: (predicted(x, keep, e, d), x),
         ),
     ],
@@ -191,17 +200,17 @@ pooled = Check(
     reference=pooling(),
     cases=[(tokens, "dummy"), (tokens, "mean"), (tokens, "all")],
     mistakes=[
-        ("the class token is the last one, not the first", pooling(dummy=0)),
+        ("takes the first token; the class token is the last one", pooling(dummy=0)),
         (
-            "keeps the axis of the tokens; one vector per image is needed, "
-            "so index with a number and not with a slice",
+            "keeps the axis of the tokens; "
+            "index it with an integer instead of a slice to get one vector per image",
             pooling(dummy=slice(-1, None)),
         ),
-        ('the mean for "mean" includes the class token', pooling(mean=slice(None))),
-        ('the mean for "mean" leaves out the first patch', pooling(mean=slice(1, None))),
-        ('the mean for "all" leaves out the class token', pooling(everything=slice(0, -1))),
+        ('includes the class token in the mean for "mean"', pooling(mean=slice(None))),
+        ('leaves the first patch out of the mean for "mean"', pooling(mean=slice(1, None))),
+        ('leaves the class token out of the mean for "all"', pooling(everything=slice(0, -1))),
         (
-            "averages the numbers of each token; the tokens are listed along axis 1",
+            "averages the numbers of each token; average over the tokens, which are along axis 1",
             pooling(axis=2),
         ),
     ],

@@ -59,35 +59,37 @@ feels_no_pull = Check(
     ],
     mistakes=[
         (
-            "the other way round: True is for patches *without* gradient",
+            "returns the opposite answer; True means that a patch has *no* gradient",
             lambda p, t, m, a: (gradient(p, t, m, a) != 0).any(-1),
         ),
         (
-            "gives one answer for each pixel; a patch feels no pull if none of its pixels does",
+            "returns one value per pixel; "
+            "return one per patch, which is True if none of its pixels has a gradient",
             lambda p, t, m, a: gradient(p, t, m, a) == 0,
         ),
         (
-            "one pixel without gradient is enough for you; all of them must be without",
+            "returns True if a single pixel has no gradient; "
+            "this must hold for all pixels of the patch",
             lambda p, t, m, a: (gradient(p, t, m, a) == 0).any(-1),
         ),
         (
-            "adds up the gradients of a patch: opposite ones cancel although each pixel is pulled; "
-            "ask whether each of them is zero",
+            "sums the gradients of a patch, so opposite ones cancel; "
+            "test whether each of them is zero",
             lambda p, t, m, a: gradient(p, t, m, a).sum(-1) == 0,
         ),
         (
-            "says that visible patches feel nothing; "
-            "that is so for α = 0 only, and there is another reason to feel nothing",
+            "returns True exactly for the visible patches; "
+            "this holds only for α = 0, and even then other patches may have no gradient",
             lambda p, t, m, a: ~m,
         ),
         (
-            "follows from mask and α; do the experiment: "
-            "a patch predicted exactly feels no pull either",
+            "derives the answer from the mask and α; "
+            "compute the gradient, because a patch that is predicted exactly has none either",
             lambda p, t, m, a: ~m if a == 0 else torch.zeros_like(m),
         ),
         (
-            "looks at the error, not at the gradient: "
-            "with α = 0 a visible patch feels nothing however wrong it is",
+            "tests the error instead of the gradient; "
+            "with α = 0, a visible patch has no gradient, however large its error is",
             lambda p, t, m, a: (p == t).all(-1),
         ),
     ],
@@ -111,7 +113,7 @@ normalise_patches = Check(
     mistakes=[
         (
             "normalises across the patches; "
-            "each patch is normalised over its own pixels, the last axis",
+            "normalise each patch over its own pixels, the last axis",
             lambda x: normalised(x, 1),
         ),
         (
@@ -123,20 +125,21 @@ normalise_patches = Check(
             lambda x: normalised(x, (0, 1, 2)),
         ),
         (
-            "subtracts the mean, but does not divide by the standard deviation",
+            "subtracts the mean but does not divide by the standard deviation",
             lambda x: x - x.mean(-1, keepdim=True),
         ),
         (
-            "divides by the variance; the standard deviation is its root",
+            "divides by the variance; divide by its square root, the standard deviation",
             lambda x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6),
         ),
-        ("forgets to subtract the mean", lambda x: x / (x.var(-1, keepdim=True) + 1e-6) ** 0.5),
+        ("does not subtract the mean", lambda x: x / (x.var(-1, keepdim=True) + 1e-6) ** 0.5),
         (
-            "divides the variance by P; PyTorch's default, P − 1, is wanted",
+            "divides the squares by P; use PyTorch's default, P − 1",
             lambda x: normalised(x, unbiased=False),
         ),
         (
-            "a patch of a single colour has variance 0 and gives nan: add 1e-6 before the root",
+            "gives nan for a patch of a single colour, because its variance is 0; "
+            "add 1e-6 before you take the root",
             lambda x: normalised(x, epsilon=0.0),
         ),
     ],
@@ -156,46 +159,47 @@ expected_start = Check(
     ],
     mistakes=[
         (
-            "uses 1/3 whatever the weights are; that number belongs to PyTorch's default weights",
+            "uses 1/3 for any weights; this number holds only for PyTorch's default weights",
             lambda x, w, a: (1 + a) * (x.square().mean() + 1 / 3),
         ),
         (
-            "forgets the visible patches: they are as wrong as the masked ones and count α times",
+            "omits the error on visible patches, which is just as large and is multiplied by α",
             lambda x, w, a: x.square().mean() + w.square().sum(1).mean(),
         ),
         (
-            "forgets the predictions: they are random, not zero",
+            "omits the predictions; they are random, not zero",
             lambda x, w, a: (1 + a) * x.square().mean(),
         ),
         (
-            "forgets the images: E[x²] is missing",
+            "omits the images; add their mean square, E[x²]",
             lambda x, w, a: (1 + a) * w.square().sum(1).mean(),
         ),
         (
-            "takes the mean of the squared weights; "
-            "a predicted pixel is a *sum* of D products, so sum over D and average over P only",
+            "averages all squared weights; "
+            "a predicted pixel is a *sum* of D products, so sum over D and average only over P",
             lambda x, w, a: (1 + a) * (x.square().mean() + w.square().mean()),
         ),
         (
             "sums over all weights; "
-            "the sum runs over the D inputs of one pixel, and pixels are averaged",
+            "sum over the D inputs of each pixel, then average over the P pixels",
             lambda x, w, a: (1 + a) * (x.square().mean() + w.square().sum()),
         ),
         (
-            "sums over the P outputs; "
-            "the sum runs over the D inputs, axis 1 of a weight of shape (P, D)",
+            "sums over the P outputs; sum over the D inputs, axis 1 of a weight of shape (P, D)",
             lambda x, w, a: (1 + a) * (x.square().mean() + w.square().sum(0).mean()),
         ),
         (
-            "takes the square of the mean pixel; E[x²] is the mean of the squares",
+            "squares the mean of the pixels; E[x²] is the mean of their squares",
             lambda x, w, a: (1 + a) * (x.mean() ** 2 + w.square().sum(1).mean()),
         ),
         (
-            "takes the variance of the pixels; E[x²] keeps their mean in",
+            "uses the variance of the pixels, from which their mean is subtracted; "
+            "E[x²] includes it",
             lambda x, w, a: (1 + a) * (x.var() + w.square().sum(1).mean()),
         ),
         (
-            "α discounts the visible patches' whole error, pixels *and* predictions",
+            "applies α only to the predictions; "
+            "in visible patches it multiplies the whole error, pixels *and* predictions",
             lambda x, w, a: x.square().mean() + (1 + a) * w.square().sum(1).mean(),
         ),
     ],
@@ -242,28 +246,28 @@ errors_after_training = Check(
     use=on_noise,
     mistakes=[
         (
-            "takes no step of the optimizer, so the errors are those of the initial weights",
+            "takes no optimizer step, so it measures the errors of the initial weights",
             training_with(steps=0),
         ),
         (
-            "never sets the gradients to zero, so each step also repeats all earlier ones",
+            "never sets the gradients to zero, so each step includes all earlier gradients",
             training_with(clear=False),
         ),
         (
-            "ignores `alpha`: pass it to `reconstruction_loss`, whose default is 0.1",
+            "ignores `alpha`; pass it to `reconstruction_loss`, whose default is 0.1",
             training_with(discount=False),
         ),
         (
-            "measures with dropout: call `mae.eval()` after the training",
+            "measures with dropout; call `mae.eval()` after the training",
             training_with(evaluation=False),
         ),
         (
-            "draws new masks for the measurement: pass `noise` to the model, "
-            "so that all values of α are compared on the same masks",
+            "draws new masks for the measurement; "
+            "pass `noise` to the model, so that all values of α are compared on the same masks",
             training_with(redraw=True),
         ),
         (
-            "the two errors are exchanged: the masked one comes first",
+            "exchanges the two errors; return the masked one first",
             lambda *inputs: training_with()(*inputs)[::-1],
         ),
     ],
@@ -278,39 +282,39 @@ masked_error = Check(
     mistakes=[
         (
             "divides by the number of all patches; "
-            "only the masked ones are counted, so divide by their number",
+            "divide by the number of masked ones, because only they are summed",
             lambda p, t, m: (patch_errors(p, t) * m).mean(),
         ),
         (
-            "that is the error on the visible patches; `masked` is True where a patch was hidden",
+            "returns the error on the visible patches; `masked` is True where a patch is masked",
             lambda p, t, m: patch_errors(p, t)[~m].mean(),
         ),
         (
-            "averages over all patches, visible ones too; use `masked`",
+            "averages over all patches; use `masked` to select the masked ones",
             lambda p, t, m: patch_errors(p, t).mean(),
         ),
         (
-            "adds up the errors of the masked patches; "
-            "their mean is wanted, or the loss grows with the batch",
+            "sums the errors of the masked patches, so the result grows with the batch; "
+            "take their mean",
             lambda p, t, m: patch_errors(p, t)[m].sum(),
         ),
         (
-            "adds up the pixels of a patch; "
-            "take their mean, so that the patch size does not matter",
+            "sums the errors of the pixels of a patch, so the result depends on the patch size; "
+            "take their mean",
             lambda p, t, m: (p - t).square().sum(-1)[m].mean(),
         ),
         (
-            "takes the absolute error; the squared one is wanted",
+            "uses the absolute error; use the squared error",
             lambda p, t, m: (p - t).abs()[m].mean(),
         ),
         (
-            "averages each image first, then the images: with unequal numbers of masked patches "
-            "these count unequally; average over all masked patches at once",
+            "averages over each image first, so patches of different images get unequal weights; "
+            "average over all masked patches at once",
             lambda p, t, m: ((patch_errors(p, t) * m).sum(1) / m.sum(1)).mean(),
         ),
         (
-            "squares the mean error of a patch, so that errors of opposite sign cancel; "
-            "square first, then average",
+            "averages the errors of a patch before it squares them, so errors of opposite "
+            "sign cancel; square first",
             lambda p, t, m: (p - t).mean(-1).square()[m].mean(),
         ),
     ],
@@ -334,26 +338,27 @@ equation_1 = Check(
     cases=[(*by_hand, 0.1), (*example(), 0.1), (*example(), 0.0), (*example(), 1.0)],
     mistakes=[
         (
-            "takes one mean with weights 1 and α; "
-            "each group is averaged by itself, then α is applied",
+            "takes one mean with the weights 1 and α; "
+            "average each group separately, then multiply the visible error by α",
             weighted_mean,
         ),
         (
-            "α is on the wrong side: it discounts the visible patches",
+            "applies α to the masked patches; it discounts the visible ones",
             lambda p, t, m, a: mix(a, 1, p, t, m),
         ),
         (
-            "mixes with 1 − α and α; "
-            "Equation 1 takes the masked error whole and adds α times the visible one",
+            "uses the weights 1 − α and α; "
+            "in Equation 1, the masked error has the weight 1 and the visible one the weight α",
             lambda p, t, m, a: mix(1 - a, a, p, t, m),
         ),
-        ("forgets α: both groups count in full", lambda p, t, m, a: mix(1, 1, p, t, m)),
+        ("ignores α, so both errors have the same weight", lambda p, t, m, a: mix(1, 1, p, t, m)),
         (
-            "leaves the visible patches out; they count α times",
+            "omits the visible patches; add their error, multiplied by α",
             lambda p, t, m, a: mix(1, 0, p, t, m),
         ),
         (
-            "divides both sums by the number of all patches; each has its own number to divide by",
+            "divides both sums by the number of all patches; "
+            "divide each by the number of patches in its own group",
             lambda p, t, m, a: (patch_errors(p, t) * torch.where(m, 1.0, a)).mean(),
         ),
     ],

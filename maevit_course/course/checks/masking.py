@@ -29,24 +29,26 @@ way_back = Check(
     ],
     mistakes=[
         (
-            "that is `order` itself; shuffling twice in the same way does not go back",
+            "returns `order` itself; "
+            "the same shuffle applied twice does not restore the original order",
             lambda order: order,
         ),
         (
-            "turns the row round; "
-            "what is wanted is for each place the position where its token stands",
+            "reverses each row; return the position to which the shuffle has moved each token",
             lambda order: order.flip(1),
         ),
         (
-            "sorts along the wrong axis: each image has an order of its own, along axis 1",
+            "sorts along the wrong axis; each image has its own order along axis 1",
             lambda order: order.argsort(0),
         ),
         (
-            "counts positions from the end: sort in ascending order",
+            "sorts in descending order, which counts positions from the end; "
+            "sort in ascending order",
             lambda order: order.argsort(1, descending=True),
         ),
         (
-            "uses the first image's way back for all",
+            "uses the inverse of the first image's order for all images; "
+            "each image has its own order",
             lambda order: order[:1].argsort(1).repeat(len(order), 1),
         ),
     ],
@@ -81,29 +83,29 @@ block_noise = Check(
     use=mask_of,
     mistakes=[
         (
-            "rows and columns are exchanged: "
-            "`top` is a row, and a step *down* passes a whole row of places",
+            "exchanges rows and columns; "
+            "`top` is a row, and one step *down* skips a whole row of patches",
             lambda x, top, left, s: x + inside(x.shape[1], left, top, s, s),
         ),
         (
-            "shows the block instead of hiding it: large noise is hidden",
+            "makes the block visible; to mask it, give it the largest noise",
             lambda x, top, left, s: x - inside(x.shape[1], top, left, s, s),
         ),
         (
-            "the block is one row and one column too large: "
-            "the last row inside is `top + size - 1`",
+            "makes the block one row and one column too large; its last row is `top + size - 1`",
             lambda x, top, left, s: x + inside(x.shape[1], top, left, s + 1, s + 1),
         ),
         (
-            "hides whole rows: a place must lie in the block's rows *and* in its columns",
+            "masks whole rows; a patch must be in the rows *and* in the columns of the block",
             lambda x, top, left, s: x + inside(x.shape[1], top, 0 * left, s, x.shape[1]),
         ),
         (
-            "hides the same block in every image: compare with `top[:, None]`, not with `top[0]`",
+            "masks the same block in every image; compare with `top[:, None]`, not with `top[0]`",
             lambda x, top, left, s: x + inside(x.shape[1], top[:1], left[:1], s, s),
         ),
         (
-            "changes nothing: the noise inside the block must become larger than all other",
+            "does not change the noise; "
+            "inside the block, it must become larger than everywhere else",
             lambda x, top, left, s: x,
         ),
     ],
@@ -122,25 +124,26 @@ neighbours_left = Check(
     mistakes=[
         (
             "draws from all patches; "
-            "but this one is hidden, so the visible ones are drawn from the others",
+            "this patch is masked, so the visible ones are drawn from the other `n_patches - 1`",
             lambda n, visible, k: (k * visible / n, chance_of_none(n, visible, k)),
         ),
         (
-            "the neighbours are not independent: "
-            "without replacement, each hidden one makes the next more likely to be visible",
+            "treats the neighbours as independent; without replacement, each masked "
+            "neighbour makes the others more likely to be visible",
             lambda n, visible, k: (k * visible / (n - 1), (1 - visible / (n - 1)) ** k),
         ),
         (
-            "the second number is the chance of *at least one* visible neighbour; "
-            "wanted is the chance of none",
+            "returns the probability of *at least one* visible neighbour as the second number; "
+            "return that of none",
             lambda n, visible, k: (k * visible / (n - 1), 1 - chance_of_none(n - 1, visible, k)),
         ),
         (
-            "the first number is the share of visible patches; there are several neighbours",
+            "returns the fraction of visible patches as the first number; "
+            "multiply it by the number of neighbours",
             lambda n, visible, k: (visible / (n - 1), chance_of_none(n - 1, visible, k)),
         ),
         (
-            "counts the hidden neighbours instead of the visible",
+            "counts the masked neighbours instead of the visible ones",
             lambda n, visible, k: (
                 k * (n - 1 - visible) / (n - 1),
                 chance_of_none(n - 1, visible, k),
@@ -160,28 +163,29 @@ keep_indices = Check(
     ],
     mistakes=[
         (
-            "sorts along the wrong axis: the patches of one image lie along axis 1",
+            "sorts along the wrong axis; the patches of an image are along axis 1",
             lambda x, k: x.argsort(0)[:, :k],
         ),
         (
-            "keeps the largest numbers; the smallest are to be kept",
+            "keeps the patches with the largest numbers; keep those with the smallest",
             lambda x, k: x.argsort(1, descending=True)[:, :k],
         ),
         (
-            "returns the noise itself, sorted; return *where* those numbers stand",
+            "returns the sorted noise; return the *indices* of these numbers",
             lambda x, k: x.sort(1).values[:, :k],
         ),
         (
-            "those are ranks: how many numbers of the image are smaller; "
-            "sort by the noise once, not twice",
+            "returns ranks, which say how many numbers of the row are smaller; "
+            "apply `argsort` once, not twice",
             lambda x, k: x.argsort(1).argsort(1)[:, :k],
         ),
         (
-            "the right places, but in ascending order; leave them in the order of their noise",
+            "returns the right indices but in ascending order; "
+            "leave them in the order of their noise",
             lambda x, k: x.argsort(1)[:, :k].sort(1).values,
         ),
         (
-            "returns the places that are masked; those to keep come first",
+            "returns the indices of the masked patches; return the first `n_keep` indices instead",
             lambda x, k: x.argsort(1)[:, k:],
         ),
     ],
@@ -207,21 +211,21 @@ mask_from_keep = Check(
     ],
     mistakes=[
         (
-            "the other way round: True stands for hidden",
+            "inverts the mask; True means masked",
             lambda keep, n: torch.zeros(len(keep), n, dtype=torch.bool).scatter(1, keep, True),
         ),
         (
-            "shows the places of *all* images in every image: "
-            "`masked[:, keep]` does not match rows with rows",
+            "makes the same patches visible in every image; "
+            "`masked[:, keep]` does not match each image with its own row of `keep`",
             show_everywhere,
         ),
         (
-            "shows the first patches of each image; "
-            "`keep` holds the *places* to show, in any order",
+            "makes the first patches of each image visible; "
+            "`keep` holds the *indices* of the visible patches, in any order",
             lambda keep, n: (torch.arange(n) >= keep.shape[1]).repeat(len(keep), 1),
         ),
         (
-            "a mask is True or False: make it of dtype bool",
+            "returns a mask of floats; give it the dtype bool",
             lambda keep, n: torch.ones(len(keep), n).scatter(1, keep, 0.0),
         ),
     ],

@@ -47,16 +47,16 @@ share_of_parts = Check(
     use=lambda answer, model: answer(model),
     mistakes=[
         (
-            "counts the tensors; `numel` gives the number of parameters in each",
+            "counts the tensors; count the numbers in each of them with `numel`",
             fractions(count=len),
         ),
-        ("returns the numbers; divide by the total", fractions(divide=False)),
+        ("returns the numbers of parameters; divide them by the total", fractions(divide=False)),
         (
-            "counts the trainable parameters only; frozen ones are in the file, too",
+            "counts only the trainable parameters; count the frozen ones too",
             fractions(count=lambda ps: sum(p.numel() for p in ps if p.requires_grad)),
         ),
         (
-            "lists all modules down to the smallest; `named_children` gives the direct parts",
+            "lists the modules of every level; `named_children` yields only the direct parts",
             fractions(deep=True),
         ),
     ],
@@ -92,26 +92,31 @@ changed_tensors = Check(
     cases=[(old, new), (new, old | {"encoder.a": torch.ones(2, 2) + 1e-7})],
     mistakes=[
         (
-            "compares the objects; two tensors with equal numbers are not the same object",
+            "compares the objects; "
+            "tensors with the same numbers may be different objects, so use `torch.equal`",
             differing(same=lambda a, b: a is b),
         ),
         (
-            "overlooks tensors that only the second dictionary has",
+            "overlooks tensors that only the second dictionary contains",
             differing(names=lambda a, b: a.keys()),
         ),
         (
-            "overlooks tensors that only one of the dictionaries has",
+            "overlooks tensors that only one of the dictionaries contains",
             differing(names=lambda a, b: a.keys() & b.keys()),
         ),
         (
-            "compares the sums, which are equal if numbers only change places",
+            "compares sums, which do not change if two numbers exchange their positions; "
+            "compare every number",
             differing(same=lambda a, b: a.shape == b.shape and bool(a.sum() == b.sum())),
         ),
         (
-            "`allclose` overlooks small changes, and one step of training makes small changes",
+            "uses `allclose`, which overlooks changes as small as those of a single training step",
             differing(same=lambda a, b: a.shape == b.shape and torch.allclose(a, b)),
         ),
-        ("returns the names of the tensors that are equal", differing(unchanged=True)),
+        (
+            "returns the names of the equal tensors; return those of the different ones",
+            differing(unchanged=True),
+        ),
     ],
 )
 
@@ -144,16 +149,16 @@ positions_of_window = Check(
     mistakes=[
         ("exchanges rows and columns", cut_window(swap=True)),
         (
-            "leaves the dummy patch out; it keeps its own embedding",
+            "omits the class token, which keeps its own embedding",
             cut_window(dummy="none"),
         ),
-        ("puts the dummy patch first; it is always last", cut_window(dummy="first")),
+        ("puts the class token first; it must stay last", cut_window(dummy="first")),
         (
-            "takes one row and one column too many: the last row is `top + size - 1`",
+            "takes one row and one column too many; the last row is `top + size - 1`",
             cut_window(extra=1),
         ),
         (
-            "takes the first positions, whatever the window",
+            "returns the first positional embeddings for every window; use `top` and `left`",
             lambda p, top, left, size: torch.cat([p[: size * size], p[-1:]]),
         ),
     ],
@@ -194,10 +199,10 @@ average = Check(
     cases=[(states[:2], [1.0, 3.0]), (states, [2.0, 1.0, 1.0])],
     mistakes=[
         ("does not divide by the sum of the weights", mean_with(normalise=False)),
-        ("ignores `weights`: that is the plain mean", mean_with(equal=True)),
-        ("leaves the first model out", mean_with(first=1)),
+        ("ignores `weights` and returns the unweighted mean", mean_with(equal=True)),
+        ("omits the first model", mean_with(first=1)),
         (
-            "changes the tensors of a given state: compute new ones",
+            "changes the tensors of a given state; compute new ones",
             add_in_place,
         ),
     ],

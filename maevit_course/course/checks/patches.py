@@ -20,12 +20,13 @@ patch_count = Check(
     cases=[(36, 3), (32, 4), (6, 6)],
     mistakes=[
         (
-            "that is the number of patches in one row; an image has as many rows as columns",
+            "returns the number of patches in one row; "
+            "an image has as many rows of patches as columns",
             lambda i, p: i // p,
         ),
-        ("counts pixels: each patch takes patch_size × patch_size of them", lambda i, p: i * i),
+        ("counts pixels; each patch covers patch_size × patch_size of them", lambda i, p: i * i),
         (
-            "the number of patches is whole: divide with `//`, or turn the result into an int",
+            "returns a float, but the number of patches is an integer; divide with `//`",
             lambda i, p: (i / p) ** 2,
         ),
     ],
@@ -40,16 +41,17 @@ place_of_pixel = Check(
     cases=[(0, 3, 36, 3), (3, 0, 36, 3), (35, 35, 36, 3), (5, 2, 8, 2)],
     mistakes=[
         (
-            "rows and columns are exchanged: "
-            "patches are counted line by line, so a step *down* passes a whole row of patches",
+            "exchanges rows and columns; "
+            "patches are in reading order, so one step *down* skips a whole row of patches",
             lambda r, c, i, p: (c // p) * (i // p) + r // p,
         ),
         (
-            "one step down passes `image_size // patch_size` patches, not `image_size`",
+            "counts `image_size` patches per row; "
+            "a row has only `image_size // patch_size` of them",
             lambda r, c, i, p: (r // p) * i + c // p,
         ),
         (
-            "off by one: the first patch has place 0",
+            "counts the patches from 1; the index of the first patch is 0",
             lambda r, c, i, p: (r // p) * (i // p) + c // p + 1,
         ),
     ],
@@ -65,14 +67,17 @@ mean_colours = Check(
     ],
     mistakes=[
         (
-            "splits the numbers of a patch as if colours came first; they are last: `(pixels C)`",
+            "splits each patch as if the colours came first; they come last, as in `(pixels C)`",
             lambda x: x.unflatten(2, (3, -1)).mean(3),
         ),
         (
-            "averages over the patches; average over the pixels *inside* each patch",
+            "averages over the patches; average over the pixels *inside* each patch instead",
             lambda x: x.unflatten(2, (-1, 3)).mean(1),
         ),
-        ("gives one number a patch; keep the three colours apart", lambda x: x.mean(2)),
+        (
+            "returns one number per patch; return a mean for each of the three colours",
+            lambda x: x.mean(2),
+        ),
     ],
 )
 
@@ -83,26 +88,26 @@ cut = Check(
     cases=[(picture, 2), (picture, 1), (torch.arange(3 * 36 * 36.0).reshape(1, 3, 36, 36), 3)],
     mistakes=[
         (
-            "patches come column by column; the order is that of reading, left to right, then down",
+            "takes the patches column by column; they should be in reading order, row by row",
             lambda x, p: rearrange(x, "B C (h p) (w q) -> B (w h) (p q C)", p=p, q=p),
         ),
         (
-            "inside a patch the colours come first; they should come last: "
-            "pixel by pixel, each with its three colours",
+            "puts the colours first inside each patch; "
+            "they should come last, so that the three numbers of a pixel stay together",
             lambda x, p: rearrange(x, "B C (h p) (w q) -> B (h w) (C p q)", p=p, q=p),
         ),
         (
-            "the pixels inside a patch run down its columns; they should run along its rows",
+            "reads the pixels of each patch down its columns; read them along its rows",
             lambda x, p: rearrange(x, "B C (h p) (w q) -> B (h w) (q p C)", p=p, q=p),
         ),
         (
-            "the patches are interleaved: neighbours in a patch must be neighbours in the image, "
-            "so the axis splits as `(h p)`, not `(p h)`",
+            "interleaves the patches; the pixels of a patch must be neighbours in the image, "
+            "so split each side as `(h p)`, not `(p h)`",
             lambda x, p: rearrange(x, "B C (p h) (q w) -> B (h w) (p q C)", p=p, q=p),
         ),
         (
-            '`reshape` alone moves no number, so a "patch" is a piece of a row of one colour: '
-            "split the sides, put the axes in order, then merge",
+            'uses `reshape` alone, so each "patch" is a piece of one row in one colour; '
+            "split both sides, permute the axes and then merge them",
             lambda x, p: x.reshape(len(x), (x.shape[2] // p) * (x.shape[3] // p), -1),
         ),
     ],

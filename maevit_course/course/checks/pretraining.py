@@ -33,8 +33,8 @@ length_of_run = Check(
     cases=[(22, short), (50_000, PretrainRecipe()), (12_000, PRETRAIN_RECIPES["small"])],
     mistakes=[
         (
-            "counts a step for the images left over; "
-            "a batch that is not full is left out, so round down: `//`",
+            "counts a step for the leftover images; "
+            "an incomplete batch is dropped, so round down with `//`",
             lambda n, r: (
                 r.epochs * -(-n // r.batch_size),
                 round(r.warmup_epochs * -(-n // r.batch_size)),
@@ -42,8 +42,8 @@ length_of_run = Check(
             ),
         ),
         (
-            "carries the images left over into the next epoch; "
-            "each epoch begins anew, so divide first and then multiply by the epochs",
+            "carries the leftover images into the next epoch; "
+            "every epoch drops its own, so divide first and then multiply by the epochs",
             lambda n, r: (
                 r.epochs * n // r.batch_size,
                 round(r.warmup_epochs * (n // r.batch_size)),
@@ -51,11 +51,11 @@ length_of_run = Check(
             ),
         ),
         (
-            "the warm-up is given in epochs; an epoch has many steps, so multiply",
+            "returns the warm-up in epochs; multiply it by the steps per epoch",
             lambda n, r: (r.epochs * (n // r.batch_size), round(r.warmup_epochs), n % r.batch_size),
         ),
         (
-            "counts the images left out in the whole run; asked is how many each epoch leaves out",
+            "counts the images that the whole run drops; return the number per epoch",
             lambda n, r: (
                 r.epochs * (n // r.batch_size),
                 round(r.warmup_epochs * (n // r.batch_size)),
@@ -84,27 +84,27 @@ recipe_for = Check(
     cases=[(8000, 64, 4, 1000), (60_000, 28, 2, 512), (5000, 96, 8, 300)],
     mistakes=[
         (
-            "scales `base_lr` by hand; "
-            "the training loop applies Equation 2 to it, so leave the paper's value",
+            "scales `base_lr`; "
+            "the training loop applies Equation 2 to it, so keep the paper's value",
             lambda n, s, p, b: write_recipe(n, s, p, b, base_lr=1.5e-4 * b / 256),
         ),
         (
-            "the warm-up is still the paper's 400 epochs; a tenth of *your* epochs is asked for",
+            "keeps the paper's warm-up of 400 epochs; use a tenth of *your* epochs",
             lambda n, s, p, b: write_recipe(n, s, p, b, warmup_epochs=400),
         ),
         (
-            "the model is still the paper's, for 36×36 images; "
-            "give the recipe a `ModelConfig` of your sizes",
+            "keeps the paper's model, for images of 36×36 pixels; "
+            "give the recipe a `ModelConfig` with your sizes",
             lambda n, s, p, b: write_recipe(n, s, p, b, model=ModelConfig()),
         ),
         (
-            "ends before step 140,000: a fraction of an epoch is still missing, so round up",
+            "ends before step 140,000; round the number of epochs up",
             lambda n, s, p, b: write_recipe(
                 n, s, p, b, epochs=140_000 // (n // b), warmup_epochs=140_000 // (n // b) / 10
             ),
         ),
         (
-            "the warm-up is rounded to whole epochs; a fraction is allowed",
+            "rounds the warm-up to whole epochs; keep the fraction",
             lambda n, s, p, b: write_recipe(
                 n, s, p, b, warmup_epochs=math.ceil(140_000 / (n // b)) // 10
             ),
@@ -120,21 +120,21 @@ decibels = Check(
     cases=[(0.04,), (4.0,), (0.0771,)],
     mistakes=[
         (
-            "takes a range of 1; from -1 to 1 it is 2, and it enters squared",
+            "uses a range of 1; pixels from −1 to 1 have a range of 2, which enters squared",
             lambda mse: 10 * math.log10(1 / mse),
         ),
-        ("forgets to square the range", lambda mse: 10 * math.log10(2 / mse)),
+        ("does not square the range", lambda mse: 10 * math.log10(2 / mse)),
         (
-            "takes the natural logarithm; decibels count powers of ten",
+            "uses the natural logarithm; use the decimal one, `math.log10`",
             lambda mse: 10 * math.log(4 / mse),
         ),
         (
-            "the factor 20 belongs to a ratio that is not squared; "
-            "a mean squared error is squared already, so it is 10",
+            "uses the factor 20, which is meant for ratios that are not squared; "
+            "a mean squared error needs the factor 10",
             lambda mse: 20 * math.log10(4 / mse),
         ),
         (
-            "the ratio is upside down: a small error must give a large number",
+            "inverts the ratio; a small error must give a large number",
             lambda mse: 10 * math.log10(mse / 4),
         ),
     ],
@@ -199,29 +199,29 @@ errors_by_ratio = Check(
     use=without_training,
     mistakes=[
         (
-            "trains all models with the recipe's own mask ratio: `replace` it",
+            "trains all models with the recipe's own mask ratio; change this field with `replace`",
             errors_with(trained=lambda ratio: 0.75),
         ),
         (
-            "measures both errors at 75 %; the first belongs to the ratio of the training",
+            "measures both errors at 75 %; measure the first at the ratio of the training",
             errors_with(own=lambda ratio: 0.75),
         ),
         (
             "measures both errors at the ratio of the training; "
-            "the second is measured at 75 %, so that it can be compared",
+            "measure the second at 75 %, so that the models can be compared",
             errors_with(common=lambda ratio: ratio),
         ),
         (
             "returns the loss, which includes a tenth of the visible error; "
-            "take the error on masked patches",
+            "return the error on masked patches",
             errors_with(masked=False),
         ),
         (
-            "measures on the training images",
+            "measures on the training images; measure on the test images",
             errors_with(test_images=False),
         ),
         (
-            "exchanges the two errors: that at the ratio of the training comes first",
+            "exchanges the two errors; return that at the ratio of the training first",
             errors_with(own=lambda ratio: 0.75, common=lambda ratio: ratio),
         ),
     ],
@@ -258,25 +258,25 @@ losses_by_images = Check(
     use=without_training,
     mistakes=[
         (
-            "gives all runs the same number of epochs, so that fewer images also mean "
-            "fewer steps; keep the number of steps the same",
+            "uses the same number of epochs for all runs, so fewer images also mean fewer steps; "
+            "keep the number of steps the same",
             losses_with(same_epochs=True),
         ),
         (
-            "takes the first images; `sample` draws them at random",
+            "takes the first images; draw them at random with `sample`",
             losses_with(drawn=lambda data, n: data[:n]),
         ),
         (
-            "trains on all images: the number of images does not change",
+            "trains on all images, whatever `n` is; draw `n` of them with `sample`",
             losses_with(drawn=lambda data, n: data),
         ),
         (
-            "measures the training loss on all images of the data set; "
-            "the model was trained on `n` of them",
+            "measures the training loss on all training images; "
+            "measure it on the `n` images of the run",
             losses_with(on_all=True),
         ),
         (
-            "keeps the number of warm-up epochs; `with_epochs` changes them in proportion",
+            "keeps the number of warm-up epochs; `with_epochs` changes it in proportion",
             losses_with(warmup_too=False),
         ),
     ],

@@ -44,29 +44,29 @@ shortcut = Check(
     ],
     mistakes=[
         (
-            "averages the pixels of each group; option A keeps the first one as it is",
+            "averages the pixels of each group; keep the first one unchanged",
             with_zeros(lambda x, stride: F.avg_pool2d(x, stride)),
         ),
         (
-            "keeps the last pixel of each group; slicing from the start keeps the first",
+            "keeps the last pixel of each group; keep the first one",
             with_zeros(lambda x, stride: x[:, :, stride - 1 :: stride, stride - 1 :: stride]),
         ),
         (
-            "puts the new channels first; they come after the old ones",
+            "puts the new channels first; put them after the old ones",
             with_zeros(every_pixel, True),
         ),
         (
-            "repeats the old channels; the new ones are zero",
+            "repeats the old channels; fill the new ones with zeros",
             lambda x, channels, stride: every_pixel(x, stride).repeat(
                 1, channels // x.shape[1], 1, 1
             ),
         ),
         (
-            "the channels are missing: the block's output has `channels` of them",
+            "does not add the new channels; the output must have `channels` of them",
             lambda x, channels, stride: every_pixel(x, stride),
         ),
         (
-            "the image has kept its size; the block's output has every `stride`-th pixel only",
+            "keeps the size of the image; keep only every `stride`-th pixel",
             with_zeros(lambda x, stride: x),
         ),
     ],
@@ -101,18 +101,19 @@ sequence_pool = Check(
     ],
     mistakes=[
         (
-            "the weights add up to 1 over the images of the batch; "
+            "makes the weights sum to 1 over the images of the batch; "
             "they must do so over the tokens of each image",
             pool_along(0),
         ),
-        ("uses the scores as weights; a softmax is missing", pool_along(1, softmax=False)),
-        ("is the plain mean; the scores play no part in it", lambda x, weight, bias: x.mean(1)),
+        ("uses the scores as weights; apply a softmax to them first", pool_along(1, softmax=False)),
+        ("returns the unweighted mean and ignores the scores", lambda x, weight, bias: x.mean(1)),
         (
-            "takes only the token with the highest score; all of them count, each by its weight",
+            "returns only the token with the highest score; "
+            "use all tokens, each with its own weight",
             lambda x, weight, bias: x[torch.arange(len(x)), (x @ weight).argmax(1)],
         ),
         (
-            "divides by the number of tokens once more; the weights already add up to 1",
+            "divides by the number of tokens as well; the weights already sum to 1",
             lambda *given: pool_along(1)(*given) / given[0].shape[1],
         ),
     ],
@@ -153,20 +154,20 @@ receptive_field = Check(
     mistakes=[
         (
             "takes the stride of a layer into account too early; "
-            "it separates the outputs of this layer, which only later layers see",
+            "it separates the outputs of this layer, which only later layers read",
             lambda layers: field(layers, early=True),
         ),
         (
-            "leaves out the strides; "
+            "ignores the strides; "
             "after a stride of 2, neighbouring pixels are two pixels apart in the image",
             lambda layers: field(layers, strides=False),
         ),
         (
-            "adds the whole kernel; its centre is counted already, so it adds kernel - 1",
+            "adds the whole kernel; its centre is already counted, so add kernel - 1",
             lambda layers: field(layers, added=lambda kernel: kernel),
         ),
         (
-            "multiplies the kernels; two of 3 pixels, one after the other, see 5 pixels and not 9",
+            "multiplies the kernels; two successive kernels of 3 pixels cover 5 pixels, not 9",
             product_of_kernels,
         ),
     ],
@@ -202,21 +203,22 @@ cvt_parameters = Check(
     cases=[(16, 8, 1, 1, 2), (4, 256, 7, 2, 10), (8, 128, 2, 4, 100)],
     mistakes=[
         (
-            "queries, keys and values have no bias here, unlike in our own layers",
+            "counts biases for queries, keys and values; "
+            "unlike our own layers, a CVT has none there",
             lambda *sizes: count(*sizes, qkv_bias=True),
         ),
         (
-            "there is no class token in a CVT, and no position for it",
+            "counts a class token; a CVT has none, and no positional embedding for it",
             lambda *sizes: count(*sizes, class_token=True),
         ),
-        ("leaves out the positions", lambda *sizes: count(*sizes, positions=False)),
-        ("leaves out the bias of the pool", lambda *sizes: count(*sizes, pool_bias=False)),
+        ("omits the positional embeddings", lambda *sizes: count(*sizes, positions=False)),
+        ("omits the bias of the pool", lambda *sizes: count(*sizes, pool_bias=False)),
         (
-            "leaves out the two LayerNorms of every layer, each with a scale and a shift",
+            "omits the two LayerNorms of each layer, each of which has a gain and a bias",
             lambda *sizes: count(*sizes, layer_norms=0),
         ),
         (
-            "leaves out the LayerNorm after the last layer",
+            "omits the LayerNorm after the last layer",
             lambda *sizes: count(*sizes, last_norm=False),
         ),
     ],
@@ -260,16 +262,17 @@ shift_agreement = Check(
     cases=[(position_of_brightest, pictures, 1), (position_of_brightest, pictures, 3)],
     mistakes=[
         (
-            "lets the columns that leave on the right come in again on the left; "
+            "lets the columns that leave on the right return on the left; "
             "repeat the first column instead",
             moved_by(fill="wrap"),
         ),
         (
-            "fills with zeros, which look like an edge; repeat the first column instead",
+            "fills the free columns with zeros, which look like an edge; "
+            "repeat the first column instead",
             moved_by(fill="zero"),
         ),
-        ("moves the images down; columns are the last axis", moved_by(axis=2)),
-        ("moves the images to the left", moved_by(left=True)),
-        ("counts the images; return a fraction", moved_by(count=True)),
+        ("moves the images down; the columns are along the last axis", moved_by(axis=2)),
+        ("moves the images to the left; move them to the right", moved_by(left=True)),
+        ("counts the images; return their fraction", moved_by(count=True)),
     ],
 )

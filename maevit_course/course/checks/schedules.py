@@ -22,17 +22,23 @@ peak_lr = Check(
     cases=[(0.001, 256, 2), (0.001, 768, 1), (1.5e-4, 176, 8)],
     mistakes=[
         (
-            "counts the batch of one process only; all processes together make one step",
+            "uses the batch of a single process; a step uses the images of all processes",
             lambda b, n, p: b * n / 256,
         ),
         (
-            "divides by the number of processes; more processes look at *more* images in a step",
+            "divides by the number of processes; with more of them, a step uses *more* images",
             lambda b, n, p: b * n / p / 256,
         ),
-        ("forgets that the base rate is meant for a batch of 256", lambda b, n, p: b * n * p),
-        ("is upside down: larger batches take larger steps", lambda b, n, p: b * 256 / (n * p)),
         (
-            "that is the square-root rule, which some prefer; Equation 2 is linear",
+            "does not divide by 256, the batch size to which the base rate refers",
+            lambda b, n, p: b * n * p,
+        ),
+        (
+            "inverts the ratio; a larger batch needs a higher learning rate",
+            lambda b, n, p: b * 256 / (n * p),
+        ),
+        (
+            "uses the square-root rule, which is also common; Equation 2 is linear",
             lambda b, n, p: b * (n * p / 256) ** 0.5,
         ),
     ],
@@ -53,7 +59,7 @@ half_way = Check(
     cases=[(10, 110, 0.0), (0, 9, 0.0), (10, 110, 0.2), (400, 4000, 0.4), (10, 110, 0.6)],
     mistakes=[
         (
-            "finds a step of the warm-up, where the rate is still on its way up; "
+            "returns a step of the warm-up, during which the rate is still rising; "
             "begin the search at step `warmup`",
             lambda w, t, share: first_step(w, t, share, 0, lambda rate: rate <= 0.5),
         ),
@@ -64,26 +70,25 @@ half_way = Check(
             ),
         ),
         (
-            "ignores the floor, which makes the descent shallower",
+            "ignores `share`; a minimum above 0 makes the descent less steep",
             lambda w, t, share: first_step(w, t, 0.0, w, lambda rate: rate <= 0.5),
         ),
         (
-            "looks for less than half; exactly half will do",
+            "requires a rate below half the peak; exactly half is enough",
             lambda w, t, share: first_step(w, t, share, w, lambda rate: rate < 0.5),
         ),
         (
-            "that is half-way between peak and *minimum*; half of the peak is asked for",
+            "looks for the middle between the peak and the *minimum*; look for half the peak",
             lambda w, t, share: first_step(w, t, share, w, lambda rate: rate <= 0.5 + share / 2),
         ),
         (
-            "off by one: that is the last step above one half; the next one is asked for",
+            "returns the last step above half the peak; return the next one",
             lambda w, t, share: (
                 None if share > 0.5 else first_step(w, t, share, w, lambda rate: rate <= 0.5) - 1
             ),
         ),
         (
-            "that is the middle of the whole run, warm-up included; "
-            "the descent has a middle of its own",
+            "returns the middle of the whole run; the descent begins only after the warm-up",
             lambda w, t, share: t // 2,
         ),
     ],
@@ -96,28 +101,29 @@ leftover = Check(
     cases=[([0.1], 0.05), ([0.5, 1.0, 0.2], 0.3), ([1e-3] * 1000, 0.05), ([], 0.05)],
     mistakes=[
         (
-            "adds up what is lost; each step takes its part of what is *left*, so multiply",
+            "adds up what the steps remove; "
+            "each step removes a fraction of what is *left*, so multiply",
             lambda rates, decay: 1 - decay * sum(rates),
         ),
         (
-            "forgets the learning rate: AdamW multiplies by 1 − lr · weight decay",
+            "ignores the learning rate; AdamW multiplies the weight by 1 − lr · weight decay",
             lambda rates, decay: (1 - decay) ** len(rates),
         ),
         (
-            "gives what is lost; what is left is asked for",
+            "returns what is lost; return what is left",
             lambda rates, decay: 1 - math.prod(1 - rate * decay for rate in rates),
         ),
         (
-            "multiplies what is lost at each step; what is left is multiplied: "
-            "1 − lr · weight decay",
+            "multiplies the fractions that are lost; "
+            "multiply those that are left, 1 − lr · weight decay",
             lambda rates, decay: math.prod(rate * decay for rate in rates),
         ),
         (
-            "takes the first rate for all steps; each has its own",
+            "uses the first rate for all steps; each step has its own",
             lambda rates, decay: (1 - decay * rates[0]) ** len(rates) if rates else 1.0,
         ),
         (
-            "is the formula for very many very small steps; multiply the factors themselves",
+            "uses an approximation for many very small steps; multiply the factors themselves",
             lambda rates, decay: math.exp(-decay * sum(rates)),
         ),
     ],
@@ -168,25 +174,26 @@ final_loss = Check(
     use=on_noise,
     mistakes=[
         (
-            'never changes the learning rate: set `param_groups[0]["lr"]` before each step',
+            'never changes the learning rate; set `param_groups[0]["lr"]` before each step',
             loss_with(constant=True),
         ),
         (
-            "sets the rate after the step, so each step uses the rate of the one before",
+            "sets the rate after the step, so each step uses the rate of the previous one",
             loss_with(late=True),
         ),
-        ("counts the steps from 1: the first step has number 0", loss_with(first=1)),
+        ("counts the steps from 1; the first step is number 0", loss_with(first=1)),
         (
-            "never sets the gradients to zero, so each step also repeats all earlier ones",
+            "never sets the gradients to zero, so each step includes all earlier gradients",
             loss_with(clear=False),
         ),
         (
-            "returns the loss of the last step alone, which depends too much on its masks; "
+            "returns the loss of the last step, which depends strongly on its masks; "
             "average over the last quarter of the steps",
             loss_with(part=slice(-1, None)),
         ),
         (
-            "averages over all steps: the first ones say little about the final loss",
+            "averages over all steps; average over the last quarter, because the first "
+            "losses say little about the final one",
             loss_with(part=slice(0, None)),
         ),
     ],

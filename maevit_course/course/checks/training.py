@@ -46,32 +46,31 @@ next_lr = Check(
     ],
     mistakes=[
         (
-            "counts the steps of this epoch only: "
-            "every epoch would begin with a warm-up of its own",
+            "counts only the steps of the current epoch, so every epoch would begin with its "
+            "own warm-up",
             lambda e, s, n, b, lr: lr(s),
         ),
         (
-            "forgets the steps that the epoch under way has already taken",
+            "omits the steps that the current epoch has already taken",
             lambda e, s, n, b, lr: lr(e * (n // b)),
         ),
         (
-            "off by one: the first step has number 0, so after k steps the next one has number k",
+            "skips one step; the first step is number 0, so after k steps the next one is number k",
             lambda e, s, n, b, lr: lr(e * (n // b) + s + 1),
         ),
         (
-            "counts a last, incomplete batch in every epoch; it is left out",
+            "counts an incomplete last batch in every epoch; an epoch drops it",
             lambda e, s, n, b, lr: lr(e * -(-n // b) + s),
         ),
         (
-            "carries the images that are left over into the next epoch; "
-            "every epoch leaves out its own",
+            "carries the leftover images into the next epoch; every epoch drops its own",
             lambda e, s, n, b, lr: lr(e * n // b + s),
         ),
         (
-            "an epoch has a whole number of steps: divide with `//`",
+            "uses a fractional number of steps per epoch; divide with `//`",
             lambda e, s, n, b, lr: lr(e * n / b + s),
         ),
-        ("counts images; the schedule wants steps", lambda e, s, n, b, lr: lr(e * n + s * b)),
+        ("counts images; the schedule counts steps", lambda e, s, n, b, lr: lr(e * n + s * b)),
     ],
 )
 
@@ -119,7 +118,7 @@ snapshot = Check(
     use=restore_and_finish,
     mistakes=[
         (
-            "`state_dict()` returns the living tensors, which the next steps change: "
+            "stores the tensors that `state_dict()` returns, which the next steps change; "
             "a snapshot must copy them",
             lambda model, optimizer, step: {
                 "model": model.state_dict(),
@@ -128,8 +127,8 @@ snapshot = Check(
             },
         ),
         (
-            "the weights are copied, but the optimizer's means are still the living ones: "
-            "copy them as well",
+            "copies the weights but not the optimizer's state, which the next steps change; "
+            "copy it as well",
             lambda model, optimizer, step: {
                 "model": copy.deepcopy(model.state_dict()),
                 "optimizer": optimizer.state_dict(),
@@ -137,7 +136,7 @@ snapshot = Check(
             },
         ),
         (
-            "the optimizer's state is copied, but the weights are still the living ones: "
+            "copies the optimizer's state but not the weights, which the next steps change; "
             "copy them as well",
             lambda model, optimizer, step: {
                 "model": model.state_dict(),
@@ -146,14 +145,14 @@ snapshot = Check(
             },
         ),
         (
-            "forgets the optimizer: AdamW's running means would start from zero again",
+            "omits the optimizer's state, so AdamW's running means would start from zero again",
             lambda model, optimizer, step: copy.deepcopy(
                 {"model": model.state_dict(), "step": step}
             ),
         ),
         (
-            "forgets which step it is: "
-            "a resumed run would start from step 0, with its images and its learning rate",
+            "omits the step, so a resumed run would start from step 0, with the wrong images "
+            "and learning rate",
             lambda model, optimizer, step: copy.deepcopy(
                 {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             ),
@@ -248,25 +247,25 @@ large_step = Check(
     use=take_large_steps,
     mistakes=[
         (
-            "adds up the means of the pieces: "
-            "the step is as many times too long as there are pieces",
+            "sums the means of the pieces, which multiplies the gradient by their number; "
+            "weight each by its fraction of the images",
             step_in_pieces(lambda n, total, piece: 1.0),
         ),
         (
-            "all pieces count the same, but the last one is smaller: "
-            "weight each by its share of the images",
+            "gives all pieces the same weight, although the last one is smaller; "
+            "weight each by its fraction of the images",
             step_in_pieces(lambda n, total, piece: 1 / -(-total // piece)),
         ),
         (
-            "never clears the gradients: the second step still holds those of the first",
+            "never clears the gradients, so the second step includes those of the first",
             step_in_pieces(lambda n, total, piece: n / total, clear=False),
         ),
-        ("the whole batch goes through the model at once: no memory is saved", all_at_once),
-        ("clears the gradients before each piece: only the last one counts", last_piece_only),
-        ("takes a step after each piece: several small steps instead of a large one", step_each),
+        ("sends the whole batch through the model at once, which saves no memory", all_at_once),
+        ("clears the gradients before each piece, so only the last piece counts", last_piece_only),
+        ("takes a step after each piece; take a single step after the last one", step_each),
         (
-            "the step is right, but one `backward` for the sum keeps every piece "
-            "in memory until then: call it for each piece",
+            "calls `backward` on the sum, which keeps all pieces in memory until then; "
+            "call it for each piece",
             one_backward,
         ),
     ],
@@ -294,9 +293,11 @@ def write_and_look(answer: Callable, pieces: list[bytes], fails: bool) -> dict:
         def watched(rename):
             def call(source, target, **more):
                 renamed.append(
-                    "beside it" if Path(source).parent == path.parent else "from another folder"
+                    "from the same folder"
+                    if Path(source).parent == path.parent
+                    else "from another folder"
                 )
-                renamed.append("old file there" if path.exists() else "no file there")
+                renamed.append("old file present" if path.exists() else "old file missing")
                 return rename(source, target, **more)
 
             return call
@@ -369,32 +370,33 @@ write_whole = Check(
     use=write_and_look,
     mistakes=[
         (
-            "writes over the old file: "
-            "when the power fails, half of the new one is all that is left",
+            "writes over the old file, so an error leaves only a part of the new content; "
+            "write to a temporary file, then rename it",
             write_in_place,
         ),
         (
-            "collects everything first, but still writes over the old file, "
-            "and that takes time too: write under another name, then rename",
+            "collects all pieces but still writes over the old file, which takes time; "
+            "write to a temporary file, then rename it",
             lambda path, pieces: path.write_bytes(b"".join(pieces)),
         ),
         (
-            "the old file survives, but after a failure the half-written one stays in the folder: "
-            "clean up, whatever happens",
+            "protects the old file but leaves an incomplete temporary file after an error; "
+            "delete it in every case",
             leave_rubbish,
         ),
         (
-            "hides the error: whoever called believes that the file was written; let it through",
+            "hides the error, so the caller believes that the file was written; "
+            "let the error through",
             swallow_error,
         ),
         (
-            "deletes the old file before the renaming: for a moment there is none at all; "
-            "`os.replace` replaces it in one go",
+            "deletes the old file before renaming the new one, so for a moment there is none; "
+            "`os.replace` does both in one step",
             delete_first,
         ),
         (
-            "the temporary file lies in another folder, perhaps on another disk, "
-            "where a renaming is a copy: put it beside the target",
+            "writes the temporary file to another folder, perhaps on another disk, where "
+            "renaming means copying; use the folder of `path`",
             from_elsewhere,
         ),
     ],
@@ -450,25 +452,25 @@ losses_by_batch_size = Check(
     use=on_random_images,
     mistakes=[
         (
-            "the learning rate does not change with the batch size: "
+            "uses the same learning rate for all batch sizes; "
             "give the learner the recipe with the changed batch size",
             by_batch_size(rate_of=1408),
         ),
         (
-            "the learner stays at step 0, so its learning rate never changes: "
+            "leaves the learner at step 0, so its learning rate never changes; "
             "call `record` after each step and `next_epoch` after each epoch",
             by_batch_size(moves=False),
         ),
         (
-            "every epoch has the batches of epoch 0: pass the number of the epoch",
+            "uses the batches of epoch 0 in every epoch; pass the number of the epoch",
             by_batch_size(shuffles=False),
         ),
         (
-            "returns the loss of the last step; the mean over the last epoch is asked for",
+            "returns the loss of the last step; return the mean over the last epoch",
             by_batch_size(last_step=True),
         ),
         (
-            "continues with the model of the previous batch size: make a new task for each",
+            "continues with the model of the previous batch size; make a new task for each size",
             by_batch_size(model_once=True),
         ),
     ],

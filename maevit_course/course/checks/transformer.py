@@ -27,23 +27,22 @@ merge_heads = Check(
     cases=[(torch.arange(12.0).reshape(1, 2, 3, 2),), (torch.arange(120.0).reshape(2, 3, 4, 5),)],
     mistakes=[
         (
-            "the shape is right, but the numbers of different tokens are mixed: "
-            "a reshape never changes the order, so bring the token axis before the head axis first",
+            "mixes the numbers of different tokens; a reshape never changes their order, so "
+            "move the token axis before the head axis first",
             lambda x: x.reshape(x.shape[0], x.shape[2], -1),
         ),
         (
-            "the heads are interleaved: "
-            "head 0 must fill the *first* d numbers of a token, head 1 the next d, and so on",
+            "interleaves the heads; "
+            "head 0 must fill the *first* d numbers of each token, head 1 the next d, and so on",
             lambda x: rearrange(x, "B H T d -> B T (d H)"),
         ),
         (
-            "the heads stand one after the other as if they were tokens; "
-            "they belong side by side in the width",
+            "concatenates the heads along the token axis; concatenate them along the width instead",
             lambda x: rearrange(x, "B H T d -> B (H T) d"),
         ),
         (
-            "takes the mean of the heads; "
-            "each has something of its own to say, so put them side by side",
+            "averages the heads; "
+            "concatenate them instead, because each head computes something different",
             lambda x: x.mean(1),
         ),
     ],
@@ -53,7 +52,7 @@ merge_heads = Check(
 def use_halves(answer, x):
     """Apply an answer to `x` with simple parts instead of learned ones.
 
-    The norms differ in gain, a mean over tokens replaces attention, and a ReLU the MLP.
+    The norms differ in gain. A mean over tokens replaces attention, and a ReLU replaces the MLP.
     Raises `ValueError` if the answer changes its input.
     """
     before = x.clone()
@@ -76,35 +75,34 @@ pre_norm_layer = Check(
     use=use_halves,
     mistakes=[
         (
-            "that is post-norm: "
-            "the norm belongs before attention and before the MLP, not after the sum",
+            "builds a post-norm layer; "
+            "normalise before attention and before the MLP, not after each sum",
             lambda x, n1, a, n2, m: n2((y := n1(x + a(x))) + m(y)),
         ),
         (
-            "the residual connections are missing: add each answer to what went in",
+            "omits the residual connections; add the outputs of attention and of the MLP to `x`",
             lambda x, n1, a, n2, m: m(n2(a(n1(x)))),
         ),
         (
-            "the residual connection starts after the norm; "
-            "the road must stay free, so add to the `x` from *before* the norm",
+            "starts each residual connection after the norm; add to the `x` from *before* the norm",
             lambda x, n1, a, n2, m: (z := n2((y := n1(x)) + a(y))) + m(z),
         ),
         (
-            "the MLP reads the layer's input; "
-            "it must read what stands there after attention has been added",
+            "applies the MLP to the layer's input; "
+            "apply it to the sum that includes the output of attention",
             lambda x, n1, a, n2, m: x + a(n1(x)) + m(n2(x)),
         ),
         (
-            "the second residual connection starts at the layer's input, "
-            "so what attention said is lost; start it after the first sum",
+            "starts the second residual connection at the layer's input, so the output of "
+            "attention reaches only the MLP; start it after the first sum",
             lambda x, n1, a, n2, m: x + m(n2(x + a(n1(x)))),
         ),
         (
-            "the first norm is used twice; each half has its own",
+            "uses the first norm twice; attention and the MLP each have their own",
             lambda x, n1, a, n2, m: (y := x + a(n1(x))) + m(n1(y)),
         ),
         (
-            "the norm stands behind attention and MLP; it must stand before them",
+            "normalises the outputs of attention and the MLP; normalise their inputs instead",
             lambda x, n1, a, n2, m: (y := x + n1(a(x))) + n2(m(y)),
         ),
     ],
@@ -123,27 +121,31 @@ masked_attention = Check(
     reference=lambda q, k, v, allowed: masked_scores(q, k, allowed).softmax(-1) @ v,
     cases=[(*one_head, no_looking_ahead), (*batch, some)],
     mistakes=[
-        ("nothing is masked", lambda q, k, v, allowed: library_attention(q, k, v)),
         (
-            "the mask is the wrong way round: True means *may* ask",
+            "ignores `allowed`, so every token attends to all tokens",
+            lambda q, k, v, allowed: library_attention(q, k, v),
+        ),
+        (
+            "reads the mask the wrong way round; True means that attention is *allowed*",
             lambda q, k, v, allowed: masked_scores(q, k, ~allowed).softmax(-1) @ v,
         ),
         (
-            "a score of 0 is not silence: "
-            "exp(0) is 1, a weight like any other. Which score has an exp of 0?",
+            "gives forbidden tokens a score of 0, but exp(0) is 1, so they still get a weight; "
+            "which score has an exp of 0?",
             lambda q, k, v, allowed: masked_scores(q, k, allowed, 0.0).softmax(-1) @ v,
         ),
         (
-            "weights are set to 0 after the softmax, so what is left no longer adds up to one; "
-            "forbid *before* the softmax",
+            "sets weights to 0 after the softmax, so the others no longer add up to one; "
+            "mask the scores *before* the softmax",
             lambda q, k, v, allowed: ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) * allowed) @ v,
         ),
         (
-            "rows and columns of the mask are exchanged: row i says whom token i may ask",
+            "exchanges the rows and columns of the mask; "
+            "row i says which tokens token i may attend to",
             lambda q, k, v, allowed: masked_scores(q, k, allowed.mT).softmax(-1) @ v,
         ),
         (
-            "the scores are not scaled: divide them by the root of the width",
+            "does not scale the scores; divide them by the square root of the width",
             lambda q, k, v, allowed: (
                 (q @ k.mT).masked_fill(~allowed, float("-inf")).softmax(-1) @ v
             ),
@@ -158,34 +160,36 @@ attention = Check(
     cases=[one_head, batch],
     mistakes=[
         (
-            "the scores are not scaled: divide them by the root of the width before the softmax",
+            "does not scale the scores; "
+            "divide them by the square root of the width before the softmax",
             lambda q, k, v: (q @ k.mT).softmax(-1) @ v,
         ),
         (
-            "divides by the width; scores spread with its *root*",
+            "divides by the width; "
+            "the standard deviation of the scores grows only with its *square root*",
             lambda q, k, v: (q @ k.mT / q.shape[-1]).softmax(-1) @ v,
         ),
         (
-            "scales by the number of tokens; what makes scores large is the *width*, the last axis",
+            "scales by the number of tokens; the scores grow with the *width*, the last axis",
             lambda q, k, v: (q @ k.mT / q.shape[-2] ** 0.5).softmax(-1) @ v,
         ),
         (
-            "the scale comes too late: "
-            "after the softmax it only makes the answer smaller. Scale the scores",
+            "scales the weights after the softmax, which only makes the output smaller; "
+            "scale the scores instead",
             lambda q, k, v: (q @ k.mT).softmax(-1) / q.shape[-1] ** 0.5 @ v,
         ),
         (
-            "the softmax runs along the wrong axis: "
-            "the weights of *one asking token* must add up to one, and those stand in a row",
+            "applies the softmax along the wrong axis; "
+            "the weights of *one query*, which form a row, must add up to one",
             lambda q, k, v: (q @ k.mT / q.shape[-1] ** 0.5).softmax(-2) @ v,
         ),
         (
-            "queries and keys are exchanged: "
-            "row i of the scores must hold what token i asks, so the queries come first",
+            "exchanges queries and keys; "
+            "row i of the scores belongs to query i, so the queries come first in the product",
             lambda q, k, v: (k @ q.mT / q.shape[-1] ** 0.5).softmax(-1) @ v,
         ),
         (
-            "those are the weights; one product is missing, with the values they are weights of",
+            "returns the weights; multiply them by the values",
             lambda q, k, v: (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1),
         ),
     ],
@@ -208,25 +212,24 @@ layer_norm = Check(
     cases=[(tokens[0], gain, bias), (tokens, gain, bias), (quiet, gain, bias)],
     mistakes=[
         (
-            "gain and bias are not used: multiply by the one, then add the other",
+            "does not use the gain and the bias; multiply by the gain, then add the bias",
             lambda x, g, b: layer_norm_with(x, 1, 0),
         ),
         (
-            "divides the squares by D - 1, as `var` and `std` do unless told otherwise; "
+            "divides the squares by D - 1, which is the default of `var` and `std`; "
             "LayerNorm divides by D",
             lambda x, g, b: layer_norm_with(x, g, b, unbiased=True),
         ),
         (
-            "normalises over the tokens; "
-            "each token is normalised by itself, over its width, the last axis",
+            "normalises over the tokens; normalise each token over its width, the last axis",
             lambda x, g, b: layer_norm_with(x, g, b, axis=-2),
         ),
         (
-            "takes one mean for everything; each token has its own",
+            "uses one mean and one variance for all tokens; compute them for each token separately",
             lambda x, g, b: layer_norm_with(x, g, b, axis=tuple(range(x.ndim))),
         ),
         (
-            "divides by the variance; divide by its *root*, or large tokens come out small",
+            "divides by the variance; divide by its *square root*, the standard deviation",
             lambda x, g, b: (
                 (x - x.mean(-1, keepdim=True))
                 / (x.var(-1, keepdim=True, unbiased=False) + 1e-5)
@@ -235,13 +238,13 @@ layer_norm = Check(
             ),
         ),
         (
-            "a token whose numbers are all equal has variance 0, and 0/0 is no number: "
+            "gives nan for a token whose numbers are all equal, because its variance is 0; "
             "add 1e-5 to the variance",
             lambda x, g, b: layer_norm_with(x, g, b, eps=0.0),
         ),
         (
-            "the 1e-5 is added to the root; "
-            "it belongs to the variance, *under* the root, or quiet tokens come out too loud",
+            "adds 1e-5 to the standard deviation; add it to the variance, *under* the root, "
+            "or tokens that vary little come out too large",
             lambda x, g, b: (
                 (x - x.mean(-1, keepdim=True))
                 / (x.std(-1, keepdim=True, unbiased=False) + 1e-5)
@@ -250,7 +253,7 @@ layer_norm = Check(
             ),
         ),
         (
-            "the bias is added before the gain multiplies; gain first, then bias",
+            "adds the bias before multiplying by the gain; multiply first, then add the bias",
             lambda x, g, b: (layer_norm_with(x, 1, 0) + b) * g,
         ),
     ],

@@ -29,29 +29,29 @@ first_of_each = Check(
     ],
     mistakes=[
         (
-            "takes the first images of all, whatever their class",
+            "takes the first images, whatever their class; take `per_class` images of each class",
             lambda y, n: torch.arange(n * (int(y.max()) + 1)),
         ),
         (
-            "one too few of each: count from 1, or compare with `<=`",
+            "takes one image too few from each class; count from 1, or compare with `<=`",
             lambda y, n: (running_count(y) < n).nonzero().squeeze(1),
         ),
         (
-            "the places stand class by class; sort them",
+            "returns the indices class by class; sort them",
             lambda y, n: torch.cat(
                 [(y == c).nonzero().squeeze(1)[:n] for c in range(int(y.max()) + 1)]
             ),
         ),
         (
-            "takes the last images of each class",
+            "takes the last images of each class; take the first ones",
             lambda y, n: (running_count(y.flip(0)).flip(0) <= n).nonzero().squeeze(1),
         ),
         (
-            "takes `per_class` images in all; it is that many of *each* class",
+            "takes `per_class` images in total; take this number from *each* class",
             lambda y, n: torch.arange(n),
         ),
         (
-            "returns the labels of the chosen images; their places are asked for",
+            "returns the labels of the chosen images; return their indices",
             lambda y, n: y[running_count(y) <= n],
         ),
     ],
@@ -88,19 +88,19 @@ leaked = Check(
     cases=[(shots[:4], later), (shots[:6], later)],
     mistakes=[
         (
-            "overlooks mirrored copies: also compare with the training images' mirror images",
+            "overlooks mirrored copies; also compare with the mirrored training images",
             repeated(mirrored=False),
         ),
         (
-            "takes different images with the same mean colour for copies; compare all pixels",
+            "treats different images with the same mean colour as copies; compare all pixels",
             repeated(mean_only=True),
         ),
         (
-            "returns indices of training images; those of the test images are asked for",
+            "returns indices of training images; return those of the test images",
             repeated(side="train"),
         ),
         (
-            "returns one True or False for each test image; return the indices of the True ones",
+            "returns True or False for each test image; return the indices of the True values",
             lambda train, test: torch.isin(torch.arange(len(test)), repeated()(train, test)),
         ),
     ],
@@ -132,16 +132,20 @@ next_to_label = Check(
     cases=[(line, [0, 5]), (line, [4]), (points, [3, 8, 21])],
     mistakes=[
         (
-            "takes the largest *mean* distance; what matters is the nearest labelled image",
+            "uses the largest *mean* distance; use the distance to the nearest labelled image",
             farthest(nearest=False),
         ),
-        ("returns the image that is most like the labelled ones", farthest(lowest=True)),
         (
-            "returns an image that is labelled already, at a distance of 0 to itself",
+            "returns the image that is most similar to the labelled ones; "
+            "return the least similar one",
+            farthest(lowest=True),
+        ),
+        (
+            "returns an image that is already labelled, whose distance to itself is 0",
             farthest(lowest=True, again=True),
         ),
         (
-            "measures the distance from the first labelled image only",
+            "measures the distance to the first labelled image only; use all labelled images",
             lambda x, chosen: farthest()(x, chosen[:1]),
         ),
     ],
@@ -185,23 +189,24 @@ mark = Check(
     ],
     mistakes=[
         (
-            "changes the given images: work on a `clone`, or the images without marks are gone",
+            "changes the given images; work on a `clone`, or the unmarked images are lost",
             in_place,
         ),
         (
-            "marks the lower right corner",
+            "marks the lower right corner; mark the upper left one",
             marked_with(corner=(slice(-2, None), slice(-2, None))),
         ),
         (
-            "uses the label itself as grey level, which nobody could tell from black; "
+            "uses the label itself as the grey level, which looks black; "
             "spread the classes from 0 to 255",
             marked_with(level=lambda labels, n: labels),
         ),
         (
-            "divides by the number of classes, so that the last class is not white",
+            "divides by the number of classes, so the last class is not white; "
+            "divide by `n_classes - 1`",
             marked_with(level=lambda labels, n: labels * 255 // n),
         ),
         ("marks one pixel too many in each direction", marked_with(larger=1)),
-        ("marks the red channel only", marked_with(channels=slice(0, 1))),
+        ("marks only the red channel; mark all three channels", marked_with(channels=slice(0, 1))),
     ],
 )
