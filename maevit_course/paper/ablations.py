@@ -290,7 +290,7 @@ def list_trials(
     factors: tuple[str, ...] = (),  # to keep; none keeps all
     costs: dict[str, float] | None = None,  # milliseconds of a step; None reads the project's own
 ) -> list[Trial]:
-    """List the trials of the ablations, the most important first.
+    """List the trials of the ablations, in the order in which they run.
 
     Raises `InputError` for an unknown factor.
     """
