@@ -163,8 +163,9 @@ function summarise() {
   clearTimeout(summaryTimer);
   summaryTimer = setTimeout(() => {
     find("summary").textContent =
-      `${hidden} of ${patches()} patches are hidden. The error says how far the predicted colours ` +
-      `are off, and 0 is perfect. It is${onHidden} ${mean(true).toFixed(3)} on the visible ones.`;
+      `${hidden} of ${patches()} patches are hidden. The error says how far the predicted ` +
+      `colours are off, and 0 is perfect. It is${onHidden} ${mean(true).toFixed(3)} ` +
+      "on the visible ones.";
   }, 300);
 }
 
