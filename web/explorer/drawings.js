@@ -71,6 +71,7 @@ function showValues(square, output, values, side, write) {
   }
   square.addEventListener("focus", () => show(index));
   square.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
     const next = patchAfter(event.key, index, side);
     show(next);
     if (next !== null) event.preventDefault(); // the page does not scroll
