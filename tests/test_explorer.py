@@ -158,9 +158,19 @@ def test_clicks_change_the_picture_and_the_answer(page):
     page.locator("#output [role=gridcell]").nth(9).click()
     assert "row 2, column 2" in page.inner_text("#chosen")
     assert visible.count() == count - 1
+    # So does the space bar, and the help says so.
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Space")
+    assert "row 2, column 3" in page.inner_text("#chosen")
+    assert visible.count() == count - 1
+    assert "Space" in page.inner_text("#output-hint")
     page.click("#choose-class")
     page.wait_for_selector("#encoder .layer figure")
     assert "class token" in page.inner_text("#chosen")
+    # The first row of the table is repeated next to the pictures.
+    best = page.locator("#answers tbody tr").first
+    name, share = best.locator("th").inner_text(), best.locator("td").first.inner_text()
+    assert page.inner_text("#verdict strong") == f"{name} {share}"
 
 
 @needs_page
@@ -179,6 +189,69 @@ def test_a_drag_paints_and_the_slider_follows(page):
     assert hidden.count() == 63
     page.locator("#input [aria-selected=false]").click()  # the last one stays visible
     assert hidden.count() == 63
+
+
+@needs_page
+def test_the_readout_follows_the_mask(page):
+    page.click("#show-all")
+    cells = page.locator("#input [role=gridcell]")
+    cells.nth(0).hover()
+    assert "Row 1, column 1 · visible" in page.inner_text("#readout")
+    page.mouse.down()
+    cells.nth(2).hover()
+    assert "Row 1, column 3 · hidden" in page.inner_text("#readout")
+    page.mouse.up()
+    assert "Row 1, column 3 · hidden" in page.inner_text("#readout")
+    cells.nth(2).click()
+    assert "Row 1, column 3 · visible" in page.inner_text("#readout")
+
+
+@needs_page
+def test_a_swipe_scrolls_and_a_tap_hides(page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    touch = page.context.new_cdp_session(page)
+    touch.send("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    low = "[...document.querySelectorAll('button, .button')].filter(b => 0 < b.offsetHeight && "
+    assert page.evaluate(low + "b.offsetHeight < 40).map(b => b.textContent)") == []
+    page.click("#show-all")
+    page.evaluate("scrollTo({ top: 300, behavior: 'instant' })")
+    board = page.locator("#input [role=grid]").bounding_box()
+    side, hidden = board["width"] / 8, page.locator("#input [aria-selected=true]")
+
+    def draw(*places):
+        "Draw with a finger from patch to patch; a place is a column and a row."
+        for i, (column, row) in enumerate(places):
+            point = {"x": board["x"] + (column + 0.5) * side, "y": board["y"] + (row + 0.5) * side}
+            kind = "touchMove" if i else "touchStart"
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    draw((4, 4))
+    assert hidden.count() == 1
+    draw((1, 2), (1.5, 2), (2, 2), (3, 2))  # a line to the right
+    assert hidden.count() == 4
+    draw(*[(4, 7 - step / 2) for step in range(11)])  # a swipe upwards
+    page.wait_for_function("() => scrollY > 350")
+    assert hidden.count() == 4
+
+
+@needs_page
+def test_the_chosen_patch_is_outlined_on_the_largest_error(page):
+    page.click("[data-view=errors]")
+    largest = """() => {
+        const canvas = document.querySelector('#output canvas');
+        const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+        const alphas = data.filter((_, i) => i % 4 === 3);
+        return alphas.indexOf(Math.max(...alphas));
+    }"""
+    cell = page.locator("#output [role=gridcell]").nth(page.evaluate(largest))
+    cell.click()
+    assert page.inner_text("#output-title") == "How far it is off"
+    page.locator("#ratio").focus()
+    page.mouse.move(0, 0)
+    image = Image.open(io.BytesIO(cell.screenshot())).convert("L")
+    darkest, brightest = image.getextrema()
+    assert brightest > 2 * darkest
 
 
 @needs_page
@@ -201,6 +274,44 @@ def test_a_reconstruction_by_keyboard_alone(page):
     page.keyboard.press("Enter")
     assert "row 2, column 3" in page.inner_text("#chosen")
     assert page.inner_text("#readout").startswith("Row 2, column 3")
+    # The values of a map can be read, too.
+    page.locator("#decoder .map").first.focus()
+    for key in ("Home", "ArrowUp", *["ArrowDown"] * 8, "ArrowRight"):
+        page.keyboard.press(key)
+    value = page.locator("#decoder figure").first.locator("output").inner_text()
+    assert value.startswith("Row 8, column 2: ")
+    assert value.endswith("%")
+    # The button disappears, so the focus goes to the answer.
+    page.locator("#load-classifier").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "answer"
+    page.wait_for_selector(".chart svg")
+
+
+@needs_page
+def test_the_pictures_fit_on_the_screen(page):
+    page.set_viewport_size({"width": 1366, "height": 768})
+    for board in ("#input", "#output"):
+        box = page.locator(board).bounding_box()
+        assert box["y"] + box["height"] < 768
+    page.set_viewport_size({"width": 390, "height": 844})
+    first, last = (page.locator(name).bounding_box() for name in ("#input", "#ratio"))
+    assert last["y"] + last["height"] - first["y"] < 844
+
+
+@needs_page
+@pytest.mark.parametrize("width", [390, 1366])
+def test_captions_of_maps_have_two_lines_whatever_the_number(page, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    page.wait_for_selector("#decoder figure")
+    lines = """figures => figures.map(figure => {
+        const [caption, note] = ["figcaption", "figcaption span"].map(s => figure.querySelector(s));
+        note.lastChild.textContent = note.lastChild.textContent.replace(/\\d+/, "100");
+        const high = caption.clientHeight / parseFloat(getComputedStyle(caption).lineHeight);
+        return [Math.round(high), caption.scrollWidth > caption.clientWidth];
+    })"""
+    found = page.locator(":is(#encoder, #decoder) figure").evaluate_all(lines)
+    assert found == [[2, False]] * len(found)
 
 
 @needs_page
@@ -214,6 +325,14 @@ def test_own_pictures(page):
         "canvas => [...canvas.getContext('2d').getImageData(9, 9, 1, 1).data]"
     )
     assert pixel == [200, 30, 30, 255]
+    assert page.inner_text("#picture-name") == "red.png"
+    red = picture(page)
+    page.locator("#examples label").first.click()
+    wait_for_new(page, red)
+    page.locator("#own-pictures label").click()
+    page.wait_for_function(
+        "red => document.querySelector('#output canvas').toDataURL() === red", arg=red
+    )
     page.set_input_files("#file", {**content, "name": "notes.txt", "buffer": b"no picture"})
     page.wait_for_function("() => !document.getElementById('problem').hidden")
     assert "“notes.txt” is not a picture" in page.inner_text("#problem")
@@ -224,6 +343,7 @@ def test_own_pictures(page):
     page.click("text=Take the picture")
     wait_for_new(page, before)
     assert not page.is_visible("#problem")
+    assert page.locator("#own-pictures label").count() == 2
 
 
 @needs_page

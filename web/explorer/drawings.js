@@ -1,6 +1,6 @@
 // Maps, bars and curves. They show numbers that the models computed, and say them in words, too.
 
-import { nameOf } from "./grid.js";
+import { nameOf, patchAfter, patchAt } from "./grid.js";
 
 export const percent = (value) => `${Math.round(100 * value)}\u00a0%`;
 
@@ -28,27 +28,64 @@ export function drawMap(canvas, values, side, top) {
   });
 }
 
+/** Return the index of the largest value; some may be null. */
+const largest = (values) =>
+  values.reduce((best, value, i) => (value > (values[best] ?? -Infinity) ? i : best), 0);
+
 /** Say where a map is strongest. */
 export function strongest(values, side) {
-  const best = values.reduce((a, value, i) => (value > (values[a] ?? -Infinity) ? i : a), 0);
+  const best = largest(values);
   return `strongest at ${nameOf(best, side).toLowerCase()} (${percent(values[best])})`;
 }
 
 /**
  * Make a square map with a caption. A frame marks the chosen patch, if it has a place.
- * @param {{chosen: number, top: number, words: string, note: string}} options the chosen token,
- *   the value with the full colour, what a screen reader says, and a second line of the caption
+ * @param {{chosen: number, top: number, words: string, write: Function, note: Node}} options the
+ *   chosen token, the value with the full colour, what a screen reader says, how to write a value,
+ *   and a second line of the caption
  */
-export function mapFigure(caption, values, side, { chosen, top, words, note = "" }) {
+export function mapFigure(caption, values, side, { chosen, top, words, write, note = "" }) {
   const canvas = element("canvas");
-  const square = element("div", { class: "map", role: "img" }, canvas);
+  const square = element("div", { class: "map", role: "img", tabindex: 0 }, canvas);
   square.ariaLabel = `${caption}: ${words}`;
   if (chosen < values.length) square.append(frameAt(chosen, side));
-  const text = element("figcaption", {}, caption, note && element("span", {}, note));
-  const figure = element("figure", {}, square, text);
+  const value = element("output");
+  const figure = element("figure", {}, square, element("figcaption", {}, caption, note, value));
+  showValues(square, value, values, side, write);
   // The colour is known when the figure is in the page.
   queueMicrotask(() => drawMap(canvas, values, side, top));
   return figure;
+}
+
+/** Show in `output` the value under the pointer, or at the patch to which the arrow keys lead. */
+function showValues(square, output, values, side, write) {
+  let index = largest(values);
+  const show = (next) => {
+    if (next === null) return;
+    index = next;
+    const value = values[index] === null ? "hidden" : write(values[index]);
+    output.textContent = `${nameOf(index, side)}: ${value}`;
+  };
+  for (const name of ["pointerdown", "pointermove"]) {
+    square.addEventListener(name, (event) => show(patchAt(event, square, side)));
+  }
+  square.addEventListener("focus", () => show(index));
+  square.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    const next = patchAfter(event.key, index, side);
+    show(next);
+    if (next !== null) event.preventDefault(); // the page does not scroll
+  });
+  for (const name of ["pointerleave", "blur"]) {
+    square.addEventListener(name, () => (output.textContent = ""));
+  }
+}
+
+/** Show the share of the class token, which has no place in a map, in the colours of the map. */
+export function tokenNote(share, top) {
+  const square = element("i", { style: `--share: ${Math.min(1, share / top)}` });
+  const title = `${percent(share)} to the class token`;
+  return element("span", { class: "token", title }, square, percent(share));
 }
 
 function frameAt(index, side) {

@@ -9,6 +9,7 @@ import { point, showAnswer, showCurve, showMask, showResult } from "./views.js";
 
 const START_RATIO = 0.75; // fraction of hidden patches, as in pre-training
 const CURVE_POINTS = 8; // of the classifier's curve
+const THUMBNAIL = 32; // pixels
 
 // The site keeps the theme that a visitor chose on another page.
 try {
@@ -126,6 +127,7 @@ function choose(index) {
 async function setPicture(picture) {
   const { model } = state;
   state.picture = picture;
+  find("picture-name").textContent = picture.label;
   const image = await toSquare(picture.bitmap, model.size);
   if (picture !== state.picture || model !== state.model) return; // a newer choice
   state.image = image;
@@ -138,19 +140,24 @@ async function setPicture(picture) {
 function setModel(model) {
   const before = state.model?.side;
   state.model = model;
-  state.image = state.result = null;
+  state.image = state.result = state.pointed = null;
   boards.input.resize(model.side);
   boards.output.resize(model.side);
   if (before !== model.side) {
     state.order = Array.from({ length: patches() }, (_, i) => i);
     state.hidden = state.order.map((i) => i < Math.floor(START_RATIO * patches()));
     find("ratio").max = patches() - 1;
+    find("most").textContent = patches() - 1;
     shuffle(sameForAll());
     choose(centralPatch());
   }
+  find("patch-size").textContent = Array(2).fill(model.size / model.side).join("×");
   expect([model.file]);
   find("classify").hidden = !model.classifier;
+  find("verdict").hidden = !model.classifier;
   if (model.classifier) {
+    find("class-count").textContent = model.classes.length;
+    find("classes").textContent = new Intl.ListFormat("en-GB").format(model.classes);
     if (state.classifies) expect([model.classifier]);
     const size = (model.classifier.bytes / 1e6).toFixed(1);
     find("load-classifier").textContent = `Load the classifier (${size} MB)`;
@@ -182,19 +189,23 @@ function onProgress(bytes) {
   find("loading-text").textContent = `Loading the model: ${now} of ${all} MB.`;
 }
 
-/** Make radio buttons of example pictures. */
+/** Make a radio button that shows a picture. */
+async function thumbnail(picture, number) {
+  const canvas = element("canvas", { width: THUMBNAIL, height: THUMBNAIL });
+  const square = await toSquare(picture.bitmap, THUMBNAIL);
+  canvas.getContext("2d").putImageData(square, 0, 0);
+  const radio = element("input", { type: "radio", name: "example", class: "unseen" });
+  radio.ariaLabel = `${picture.label}, picture ${number}`;
+  radio.addEventListener("change", () => setPicture(picture));
+  return element("label", { title: picture.label }, radio, canvas);
+}
+
+/** Make a row of example pictures. */
 async function showExamples(sprite) {
   const pictures = await loadExamples(sprite);
-  const labels = pictures.map((picture, i) => {
-    const canvas = element("canvas", { width: sprite.side, height: sprite.side });
-    canvas.getContext("2d").drawImage(picture.bitmap, 0, 0);
-    const radio = element("input", { type: "radio", name: "example", class: "unseen" });
-    radio.ariaLabel = `${picture.label}, picture ${i + 1}`;
-    radio.addEventListener("change", () => setPicture(picture));
-    return element("label", { title: picture.label }, radio, canvas);
-  });
+  const thumbnails = await Promise.all(pictures.map((picture, i) => thumbnail(picture, i + 1)));
   const legend = element("legend", {}, sprite.title);
-  const shelf = element("div", { class: "shelf" }, ...labels);
+  const shelf = element("div", { class: "shelf" }, ...thumbnails);
   return element("fieldset", {}, legend, shelf);
 }
 
@@ -203,9 +214,12 @@ async function take(source) {
   try {
     const picture = await source;
     if (!picture) return;
-    for (const radio of document.querySelectorAll("[name=example]")) radio.checked = false;
+    const shelf = find("own-pictures");
+    const label = await thumbnail(picture, shelf.children.length + 1);
+    shelf.append(label);
+    find("own").hidden = false;
     find("problem").hidden = true;
-    await setPicture(picture);
+    label.control.click();
   } catch (error) {
     complain(error);
   }
@@ -252,6 +266,7 @@ function connect() {
   find("load-classifier").addEventListener("click", () => {
     find("classifier-start").hidden = true;
     find("answer").textContent = "Loading the classifier.";
+    find("answer").focus(); // the button is gone
     state.classifies = true;
     expect([state.model.classifier]);
     classify();

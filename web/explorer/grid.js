@@ -5,6 +5,8 @@ const STEPS = {
   ArrowDown: [1, 0],
   ArrowLeft: [0, -1],
   ArrowRight: [0, 1],
+  Home: [0, -Infinity],
+  End: [0, Infinity],
 };
 
 /** Say where a patch is. */
@@ -12,15 +14,34 @@ export function nameOf(index, side) {
   return `Row ${Math.floor(index / side) + 1}, column ${(index % side) + 1}`;
 }
 
+/** Return the patch of a square element that is under the pointer, or null outside of it. */
+export function patchAt(event, square, side) {
+  const box = square.getBoundingClientRect();
+  const column = Math.floor(((event.clientX - box.left) / box.width) * side);
+  const row = Math.floor(((event.clientY - box.top) / box.height) * side);
+  const inside = row >= 0 && column >= 0 && row < side && column < side;
+  return inside ? row * side + column : null;
+}
+
+/** Return the patch to which a key leads, or null if the key does not move. */
+export function patchAfter(key, index, side) {
+  if (!(key in STEPS)) return null;
+  const [down, right] = STEPS[key];
+  const limit = (value) => Math.max(0, Math.min(side - 1, value));
+  return limit(Math.floor(index / side) + down) * side + limit((index % side) + right);
+}
+
 export class PatchGrid {
   #cells = [];
   #focused = 0;
-  #painting = false;
+  #last = null; // where the pressed pointer was last
+  #dragged = false; // whether the pressed pointer has left its first patch
 
   /**
    * @param {HTMLElement} board holds the canvas and an empty element with the role `grid`
    * @param {Object} actions what to do about a patch, each with its index:
-   *   `press(index)` when it is clicked, tapped, or the space bar is pressed;
+   *   `press(index)` when it is clicked, tapped, or the space bar is pressed, or when a drag
+   *   that paints begins in it;
    *   `paint(index)` when the pointer is dragged to it, if there is such an action;
    *   `choose(index)` when Enter is pressed, and
    *   `point(index)` when the pointer or the focus comes to it (null when it leaves)
@@ -34,10 +55,9 @@ export class PatchGrid {
     this.grid.addEventListener("focusout", () => this.actions.point(null));
     this.grid.addEventListener("pointerdown", (event) => this.#down(event));
     this.grid.addEventListener("pointermove", (event) => this.#move(event));
-    this.grid.addEventListener("pointerleave", () => this.actions.point(null));
-    for (const end of ["pointerup", "pointercancel"]) {
-      this.grid.addEventListener(end, () => (this.#painting = false));
-    }
+    this.grid.addEventListener("pointerup", () => this.#up());
+    this.grid.addEventListener("pointercancel", () => (this.#last = null)); // the page scrolls
+    this.grid.addEventListener("pointerleave", () => this.#leave());
   }
 
   /** Divide the picture into `side` × `side` patches. */
@@ -78,31 +98,36 @@ export class PatchGrid {
     this.#cells.forEach((cell, i) => cell.classList.toggle("pointed", i === index));
   }
 
-  #at(event) {
-    const box = this.grid.getBoundingClientRect();
-    const column = Math.floor(((event.clientX - box.left) / box.width) * this.side);
-    const row = Math.floor(((event.clientY - box.top) / box.height) * this.side);
-    const inside = row >= 0 && column >= 0 && row < this.side && column < this.side;
-    return inside ? row * this.side + column : null;
-  }
-
   #down(event) {
     if (event.button) return;
-    this.#painting = true;
-    this.last = this.#at(event);
+    this.#last = patchAt(event, this.grid, this.side);
+    this.#dragged = false;
     this.grid.setPointerCapture(event.pointerId); // the line goes on outside the grid
-    if (this.last === null) return;
-    this.actions.press(this.last);
-    this.#cells[this.last].focus({ preventScroll: true });
     event.preventDefault(); // nothing is selected or dragged
   }
 
   #move(event) {
-    const index = this.#at(event);
+    const index = patchAt(event, this.grid, this.side);
     this.actions.point(index);
-    if (!this.#painting || index === null || index === this.last) return;
-    this.last = index;
-    this.actions.paint?.(index);
+    if (this.#last === null || index === null || index === this.#last) return;
+    if (this.actions.paint) {
+      if (!this.#dragged) this.actions.press(this.#last);
+      this.actions.paint(index);
+      this.#dragged = true;
+    }
+    this.#last = index;
+  }
+
+  /** A patch is pressed when the pointer is lifted, because a finger may want to scroll. */
+  #up() {
+    if (this.#last === null) return;
+    if (!this.#dragged) this.actions.press(this.#last);
+    this.#cells[this.#last].focus({ preventScroll: true });
+    this.#last = null;
+  }
+
+  #leave() {
+    this.actions.point(this.grid.contains(document.activeElement) ? this.#focused : null);
   }
 
   #focus(cell) {
@@ -114,20 +139,11 @@ export class PatchGrid {
 
   #key(event) {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
-    const index = this.#focused;
-    if (event.key === " ") this.actions.press(index);
-    else if (event.key === "Enter") this.actions.choose(index);
-    else if (event.key in STEPS) this.#go(index, ...STEPS[event.key]);
-    else if (event.key === "Home") this.#go(index, 0, -this.side);
-    else if (event.key === "End") this.#go(index, 0, this.side);
+    const next = patchAfter(event.key, this.#focused, this.side);
+    if (event.key === " ") this.actions.press(this.#focused);
+    else if (event.key === "Enter") this.actions.choose(this.#focused);
+    else if (next !== null) this.#cells[next].focus();
     else return;
     event.preventDefault();
-  }
-
-  #go(index, down, right) {
-    const limit = (value) => Math.max(0, Math.min(this.side - 1, value));
-    const row = limit(Math.floor(index / this.side) + down);
-    const column = limit((index % this.side) + right);
-    this.#cells[row * this.side + column].focus();
   }
 }

@@ -8,6 +8,7 @@ export const state = {
   order: [], // patches in random order: those that come first are hidden first
   hidden: [], // true for each hidden patch
   chosen: 0, // a patch, or the number of patches for the class token
+  pointed: null, // the patch under the pointer or the focus, or null
   view: "prediction", // what the second board shows
   result: null, // the model's outputs, and the visible patches that they belong to
   classifies: false, // whether the classifier has been asked for

@@ -8,10 +8,18 @@ import {
   probabilityCurve,
   probabilityTable,
   strongest,
+  tokenNote,
 } from "./drawings.js";
 import { latest } from "./engine.js";
 import { nameOf } from "./grid.js";
 import { boards, find, patches, state } from "./state.js";
+
+// The second picture's title in each view.
+const TITLES = {
+  prediction: "What it predicts",
+  original: "What was there",
+  errors: "How far it is off",
+};
 
 export function showMask() {
   const [hidden, all] = [state.hidden.filter(Boolean).length, patches()];
@@ -21,6 +29,7 @@ export function showMask() {
     label: state.hidden[index] ? "hidden" : "visible",
   });
   boards.input.update(describe);
+  showReadout();
   find("ratio").value = hidden;
   const text = `${hidden} of ${all} (${percent(hidden / all)})`;
   find("ratio-text").textContent = text;
@@ -38,6 +47,7 @@ const errorText = (index) => state.result.errors.data[index].toFixed(3);
 
 export function showResult() {
   showPrediction();
+  showReadout();
   summarise();
   showMaps();
 }
@@ -46,6 +56,7 @@ function showPrediction() {
   const { side, size } = state.model;
   const { errors, image, picture, keep } = state.result;
   const isVisible = new Set(keep);
+  find("output-title").textContent = TITLES[state.view];
   boards.output.update((index) => ({
     hidden: false,
     chosen: index === state.chosen,
@@ -98,9 +109,10 @@ function showAttention(part, tokens) {
       const weights = row(layer, head);
       const values = Array(patches()).fill(null);
       tokens.forEach((token, i) => (values[token] = weights[i]));
-      const note = `class token ${percent(weights.at(-1))}`;
-      const words = `${strongest(values, side)}, ${note}`;
-      const options = { chosen: state.chosen, top: Math.max(...values), words, note };
+      const top = Math.max(...values);
+      const note = tokenNote(weights.at(-1), top);
+      const words = `${strongest(values, side)}, ${note.title}`;
+      const options = { chosen: state.chosen, top, words, write: percent, note };
       return mapFigure(`Head ${head + 1}`, values, side, options);
     });
     const name = `Layer ${layer + 1}`;
@@ -113,6 +125,7 @@ function showAttention(part, tokens) {
 /** Show which positional embeddings resemble that of the chosen token. */
 function showSimilar() {
   const { side } = state.model;
+  const write = (value) => value.toFixed(2);
   const figures = ["encoder", "decoder"].map((part) => {
     const { data } = state.result[`${part}_positions`];
     const start = state.chosen * (patches() + 1);
@@ -123,11 +136,12 @@ function showSimilar() {
       .sort((a, b) => b.value - a.value)
       .slice(0, 4);
     const items = best.map(({ value, index }) =>
-      element("li", {}, `${nameOf(index, side)}: ${value.toFixed(2)}`),
+      element("li", {}, `${nameOf(index, side)}: ${write(value)}`),
     );
     const title = part === "encoder" ? "Encoder" : "Decoder";
     const words = "cosine similarity of the chosen position to all others";
-    const figure = mapFigure(title, values, side, { chosen: state.chosen, top: 1, words });
+    const options = { chosen: state.chosen, top: 1, words, write };
+    const figure = mapFigure(title, values, side, options);
     const heading = element("p", {}, `${title}: most similar positions`);
     return element("div", {}, figure, element("div", {}, heading, element("ol", {}, ...items)));
   });
@@ -145,12 +159,13 @@ function summarise() {
     return values.reduce((sum, value) => sum + value, 0) / values.length;
   };
   const hidden = patches() - keep.length;
-  const onHidden = hidden ? ` is ${mean(false).toFixed(3)} on the hidden patches and` : " is";
+  const onHidden = hidden ? ` ${mean(false).toFixed(3)} on the hidden patches and` : "";
   clearTimeout(summaryTimer);
   summaryTimer = setTimeout(() => {
     find("summary").textContent =
-      `${hidden} of ${patches()} patches are hidden. The mean squared error${onHidden} ` +
-      `${mean(true).toFixed(3)} on the visible ones.`;
+      `${hidden} of ${patches()} patches are hidden. The error says how far the predicted ` +
+      `colours are off, and 0 is perfect. It is${onHidden} ${mean(true).toFixed(3)} ` +
+      "on the visible ones.";
   }, 300);
 }
 
@@ -160,6 +175,8 @@ export function showAnswer(classes, now, whole) {
   find("answer").textContent =
     `From the visible patches, the classifier answers ${classes[a]} (${percent(now[a])}); ` +
     `from the whole picture, ${classes[b]} (${percent(whole[b])}).`;
+  const verdict = element("strong", {}, `${classes[a]} ${percent(now[a])}`);
+  find("verdict").replaceChildren("The classifier answers: ", verdict);
   const answers = find("answers");
   const chart = answers.children[1] ?? element("div");
   answers.replaceChildren(probabilityTable(classes, now, whole), chart);
@@ -169,15 +186,21 @@ export function showCurve(classes, curve, now) {
   find("answers").children[1].replaceWith(probabilityCurve(classes, curve, now));
 }
 
-/** Show the patch at which the visitor points in both boards, and its error. */
+/** Mark the patch at which the visitor points in both boards, and show its error. */
 export function point(index) {
+  state.pointed = index;
   boards.input.mark(index);
   boards.output.mark(index);
-  if (index === null || !state.result) {
-    find("readout").textContent = "Point at a patch to read its error.";
+  showReadout();
+}
+
+function showReadout() {
+  const { pointed, hidden, model, result } = state;
+  if (pointed === null || !result) {
+    find("readout").textContent = "Point at a patch, or tap it, to read its error.";
     return;
   }
-  const place = nameOf(index, state.model.side);
-  const kind = state.hidden[index] ? "hidden" : "visible";
-  find("readout").textContent = `${place} · ${kind} · mean squared error ${errorText(index)}`;
+  const kind = hidden[pointed] ? "hidden" : "visible";
+  find("readout").textContent =
+    `${nameOf(pointed, model.side)} · ${kind} · error ${errorText(pointed)}`;
 }
