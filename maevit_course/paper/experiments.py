@@ -169,10 +169,10 @@ class Track:
         return runs
 
 # %% ../../nbs/68_experiments.ipynb #8885dbfc
-_hour_pretrain = replace(PRETRAIN_RECIPES["small-0.1"], epochs=40, optimizer="muon", base_lr=6e-3)
+_hour_pretrain = replace(PRETRAIN_RECIPES["small-0.1"], epochs=38, optimizer="muon", base_lr=6e-3)
 _hour_finetune = replace(
     FINETUNE_RECIPES["small-0.1"],
-    epochs=48,
+    epochs=46,
     warmup_epochs=2,
     batch_size=128,
     base_lr=8e-3,
@@ -201,7 +201,7 @@ PLANS: dict[str, Plan | Track] = {
     "hour": Track(
         _hour_pretrain,
         _hour_finetune,
-        _hour_finetune.from_scratch().with_epochs(76),
+        _hour_finetune.from_scratch().with_epochs(74),
         seeds=(0, 1, 2),
     ),
     "gpu10": Track(
