@@ -29,7 +29,12 @@ RECORDS = {
     f"{scale}/{name}": record for scale in PLANS for name, record in read_records(scale).items()
 }
 #: The bundled weights, and the run whose weights they are.
-ORIGIN = {"c10-small": "small/c10-100", "c10-small-classifier": "small/c10-100-to-c10"}
+ORIGIN = {
+    "c10-small": "small/c10-100",
+    "c10-small-classifier": "small/c10-100-to-c10",
+    "c10": "hour/pretrain-0",
+    "c10-classifier": "hour/finetune-0",
+}
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -139,24 +144,21 @@ def test_bundled_weights_are_small_and_know_where_they_come_from(name):
     assert about["recipe"] == RECORDS[ORIGIN[name]].config["recipe"]
 
 
-def test_bundled_classifier_has_the_accuracy_of_its_record(cifar10_file, capsys):
+CLASSIFIERS = [name for name in bundled_weights() if name.endswith("-classifier")]
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_bundled_classifier_has_the_accuracy_of_its_record(name, cifar10_file, capsys):
     capsys.readouterr()
-    assert (
-        main(
-            ["evaluate", "--weights", "c10-small-classifier", "--data", str(cifar10_file), "--json"]
-        )
-        == 0
-    )
+    assert main(["evaluate", "--weights", name, "--data", str(cifar10_file), "--json"]) == 0
     accuracy = json.loads(capsys.readouterr().out)["accuracy"]
-    assert (
-        abs(accuracy - RECORDS[ORIGIN["c10-small-classifier"]].summary["measured"]["accuracy"])
-        <= 0.001
-    )
+    assert abs(accuracy - RECORDS[ORIGIN[name]].summary["measured"]["accuracy"]) <= 0.001
 
 
-def test_bundled_autoencoder_has_the_loss_of_its_record(cifar10_file):
-    loss = reconstruction_error(load_model("c10-small"), load_data(str(cifar10_file))[1])["loss"]
-    assert abs(loss - RECORDS[ORIGIN["c10-small"]].summary["measured"]["test_loss"]) <= 1e-4
+@pytest.mark.parametrize("name", sorted({*bundled_weights()} - {*CLASSIFIERS}))
+def test_bundled_autoencoder_has_the_loss_of_its_record(name, cifar10_file):
+    loss = reconstruction_error(load_model(name), load_data(str(cifar10_file))[1])["loss"]
+    assert abs(loss - RECORDS[ORIGIN[name]].summary["measured"]["test_loss"]) <= 1e-4
 
 
 def test_a_name_of_bundled_weights_does_where_a_path_is_asked_for(tmp_path):
