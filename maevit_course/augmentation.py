@@ -20,16 +20,16 @@ from .data import to_float
 # %% ../nbs/21_augmentation.ipynb #079907e0
 def random_boxes(
     n: int,  # number of boxes
-    height: int,  # of the images, in pixels
-    width: int,  # of the images, in pixels
+    height: int,  # height of the images in pixels
+    width: int,  # width of the images in pixels
     scale: tuple[float, float],  # smallest and largest fraction of the area
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),  # narrowest and widest box, width : height
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),  # smallest and largest width / height
     device: torch.device | str = "cpu",
 ) -> Tensor:  # (n, 4) int64: top, left, box height, box width
     """Draw random boxes with the distribution of torchvision's `RandomResizedCrop`.
 
-    Each box is the first of ten tries that fits into the image, or else the largest box in
-    the middle.
+    Each box is the first of ten tries that fits into the image. If none fits, it is the largest
+    centred box with an allowed ratio of width to height.
     """
     tries = 10
     area = height * width * torch.empty(n, tries, device=device).uniform_(*scale)
@@ -59,7 +59,7 @@ def resize_matrix(
     step = length / n_out  # old pixels per new pixel
     reach = step.clamp(min=1)  # anti-aliasing: wider than one pixel when shrinking
     centre = (torch.arange(n_out, device=start.device)[:, None] + 0.5) * step  # (B, n_out, 1)
-    place = torch.arange(n_in, device=start.device) - start  # (B, 1, n_in), from the part's start
+    place = torch.arange(n_in, device=start.device) - start  # (B, 1, n_in), relative to the part
     weight = (1 - (place + 0.5 - centre).abs() / reach).clamp(min=0)
     weight = weight * ((place >= 0) & (place < length))
     return weight / weight.sum(-1, keepdim=True)
@@ -82,9 +82,9 @@ def crop_resize_flip(
 
 # %% ../nbs/21_augmentation.ipynb #033b6b77
 class RandomResizedCropFlip:
-    """Crop, resize and flip a batch at random (Sections 3.2 and 3.3), each image independently.
+    """A random crop, resize and flip for each image of a batch (Sections 3.2 and 3.3).
 
-    The default `scale` is the paper's for pre-training.
+    The default `scale` is the paper's for pre-training. Raises `InputError` if `scale` is invalid.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class RandomResizedCropFlip:
         size: int = 36,  # side of the result in pixels
         scale: tuple[float, float] = (0.6, 1.0),  # smallest and largest fraction of the area
         flip: float = 0.5,  # probability of a horizontal flip
-        world: World = World(),  # the processes among which the images are shared
+        world: World = World(),  # the processes among which the images are divided
     ):
         if not 0 < scale[0] <= scale[1] <= 1:
             raise InputError(
@@ -111,7 +111,7 @@ class RandomResizedCropFlip:
         return crop_resize_flip(to_float(images), boxes, flipped, self.size)
 
 # %% ../nbs/21_augmentation.ipynb #8c1d52e0
-#: The 25 sub-policies, each two triples (operation, probability, magnitude bin or None).
+#: The 25 sub-policies, each of two triples (operation, probability, magnitude bin or None).
 CIFAR10_POLICIES = AutoAugment(AutoAugmentPolicy.CIFAR10).policies
 
 # %% ../nbs/21_augmentation.ipynb #5be90a37
@@ -129,11 +129,11 @@ SIGNED = (
 
 # %% ../nbs/21_augmentation.ipynb #5092690e
 def magnitude_of(
-    name: str,  # the operation
-    level: int | None,  # its bin, 0..9; None if the operation has none
+    name: str,  # name of the operation
+    level: int | None,  # magnitude bin, 0..9; None for an operation without magnitude
     size: int,  # side of the images in pixels
 ) -> float:
-    "Return the magnitude of a bin, whose unit depends on the operation (pixels, degrees, bits, …)."
+    "Return the magnitude for a bin, in the unit of the operation (pixels, degrees, bits, …)."
     if level is None:
         return 0.0
     largest = {
@@ -153,10 +153,13 @@ def magnitude_of(
 # %% ../nbs/21_augmentation.ipynb #26bab793
 def apply_operation(
     images: Tensor,  # (B, 3, H, W) uint8
-    name: str,  # the operation
-    magnitude: float,  # as `magnitude_of` gives it, with its sign
+    name: str,  # name of the operation
+    magnitude: float,  # magnitude from `magnitude_of`, with its sign
 ) -> Tensor:  # (B, 3, H, W) uint8
-    "Apply one AutoAugment operation to a batch, with the same magnitude for all images."
+    """Apply one AutoAugment operation to a batch, with the same magnitude for all images.
+
+    Raises `InputError` if AutoAugment has no such operation.
+    """
 
     def affine(angle=0.0, translate=(0, 0), shear=(0.0, 0.0), center=None):
         return TF.affine(
@@ -203,7 +206,7 @@ def apply_operation(
 def operation_groups(
     stage: int,  # 0 or 1: first or second operation of each sub-policy
     size: int,  # side of the images in pixels
-) -> dict[tuple[str, float], list[int]]:  # (operation, magnitude) → draws 2 · sub-policy + sign
+) -> dict[tuple[str, float], list[int]]:  # (operation, magnitude) → draws, as 2 · sub-policy + sign
     "Group the draws that lead to the same operation and magnitude."
     groups: dict[tuple[str, float], list[int]] = {}
     for policy, pair in enumerate(CIFAR10_POLICIES):
@@ -216,12 +219,13 @@ def operation_groups(
 
 # %% ../nbs/21_augmentation.ipynb #d8feeff5
 class AutoAugmentBatch:
-    """Apply AutoAugment with the policy for CIFAR-10 to a batch (Section 3.3).
+    """AutoAugment of whole batches with the policy for CIFAR-10 (Section 3.3).
 
-    Images with the same operation and magnitude are processed together.
+    Images with the same operation and magnitude are processed together. A call raises `InputError`
+    unless the images are uint8.
     """
 
-    def __init__(self, world: World = World()):  # the processes among which the images are shared
+    def __init__(self, world: World = World()):  # the processes among which the images are divided
         self.world = world
 
     def sample(

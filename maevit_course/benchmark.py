@@ -25,7 +25,7 @@ from .training import Batches, Learner
 def recipe_step(
     recipe: PretrainRecipe | FinetuneRecipe,
     device: torch.device | str,
-    data: ImageData | None = None,  # training images, for their classes; ten classes by default
+    data: ImageData | None = None,  # training images, which give the classes; by default ten
 ) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:  # (images, labels) → losses
     """Build the training step of a recipe with a new model, using the training loop's code.
 
@@ -46,7 +46,7 @@ def recipe_step(
 def paper_step(
     device: torch.device | str,
 ) -> Callable[[Tensor], Tensor]:  # normalised images (B, 3, 36, 36) → loss
-    "Build the paper's pre-training step (Section 3.2) in the form that the device runs best."
+    "Build the paper's pre-training step (Section 3.2) in the form that runs fastest on the device."
     step = recipe_step(PRETRAIN_RECIPES["paper"], device)
     labels = torch.empty(0)  # which pre-training does not read
     return lambda images: step(images, labels)["loss"]
@@ -55,10 +55,10 @@ def paper_step(
 def calls_per_second(
     work: Callable[[], None],
     device: torch.device,
-    seconds: float,  # shortest time to measure
-    repeats: int = 1,  # calls of `work` per round
-) -> float:  # median of the rounds; the first call of `work` is not counted
-    """Measure how many times per second some work can be done.
+    seconds: float,  # minimum duration of the measurement
+    repeats: int = 1,  # number of calls to `work` per round
+) -> float:  # median of the rounds; the first call to `work` is not counted
+    """Measure how many times per second `work` can be called.
 
     The measurement takes at least three rounds if they fit into five times `seconds`.
     """
@@ -83,11 +83,11 @@ def benchmark(
     data: ImageData,
     recipe: PretrainRecipe | FinetuneRecipe,
     device: torch.device | str = "auto",
-    seconds: float = 3.0,  # shortest time for each of the three measurements
+    seconds: float = 3.0,  # minimum duration of each of the three measurements
 ) -> dict[str, float]:  # images/s: "data", "step", "training"; "efficiency": training over step
     """Measure the data alone, a training step alone and the whole training, in images per second.
 
-    Raises `InputError` if `seconds` is out of range.
+    Raises `InputError` unless `seconds` is positive and less than an hour.
     """
     if not 0 < seconds < 3600:
         raise InputError(f"seconds is {seconds} but must be positive and less than an hour")

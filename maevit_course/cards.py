@@ -69,7 +69,7 @@ files, features = embed_files(mae, ["photo.jpg"])  # (1, {width})""",
 
 
 def card_use(record: RunRecord) -> str:
-    "Return the section with the code that loads the model."
+    "Return the section with the code that loads and uses the model."
     numbers = {
         "folder": record.folder.resolve().name,
         "classes": len(record.config["data"]["classes"]),
@@ -79,7 +79,7 @@ def card_use(record: RunRecord) -> str:
 
 # %% ../nbs/75_cards.ipynb #e2843bca
 def table(values: dict[str, Any]) -> str:
-    "Return a dictionary as a Markdown table with a row for each entry, nested ones included."
+    "Return a dictionary as a Markdown table with a row for each entry, including nested ones."
     rows = []
     for name, value in values.items():
         inner = value if isinstance(value, dict) else {"": value}
@@ -103,7 +103,7 @@ def card_data(record: RunRecord) -> str:
 
 
 def card_results(record: RunRecord) -> str:
-    "Return the section with the results of the last epoch, and the machine."
+    "Return the section with the results of the last epoch, the training time and the machine."
     fields = ("loss", "masked", "visible", "accuracy", "test_accuracy", "test_loss")
     last, environment = record.history[-1], record.environment
     numbers: dict[str, Any] = {name: f"{last[name]:.4f}" for name in fields if name in last}
@@ -117,7 +117,7 @@ def card_results(record: RunRecord) -> str:
 
 # %% ../nbs/75_cards.ipynb #6ca6f7df
 def card_limits(record: RunRecord) -> str:
-    "Return the section about what the model cannot do."
+    "Return the section about the limits of the model."
     data, size = record.config["data"], record.config["recipe"]["model"]["image_size"]
     padded = "the whole image, padded with grey to a square and"
     started = ", starting from pre-trained weights" if record.config.get("weights") else ""
@@ -148,7 +148,7 @@ def write_card(
 ) -> Path:  # path of README.md
     """Write a model card, `README.md`, into the folder of a finished run.
 
-    Raises `InputError` if the run is not complete.
+    Raises `InputError` if the run is not complete, or if the card cannot be written.
     """
     record = RunRecord.load(folder)
     millions = sum(p.numel() for p in load_model(folder).parameters()) / 1e6

@@ -68,7 +68,7 @@ class DataOptions:
 
 # %% ../nbs/70_cli.ipynb #6e336602
 def finish(out: Path, test: ImageData, device: str) -> None:
-    "In the first process, write the report of a run and print the paths of its files."
+    "Write the report of a run and print the paths of its files, in the first process only."
     if not World.current().leads:
         return
     path, accuracy = report(out, test, device), RunRecord.load(out).test_accuracy
@@ -125,7 +125,7 @@ def check_sizes(
     preset: ModelConfig,  # sizes of the recipe without any options
     decoder: bool = False,  # whether to check the decoder's sizes too
 ) -> None:
-    "Raise `InputError` if options ask for sizes that differ from those of the weights."
+    "Raise `InputError` if the options ask for sizes that differ from those of the weights."
     if weights is None:
         return
     own = load_model(weights, "mae").config
@@ -328,9 +328,9 @@ class Rerun:
 
 # %% ../nbs/70_cli.ipynb #177cdfba
 def find_data(
-    source: str | None,  # name or path; None for the name in `wanted`
-    wanted: dict,  # description in a config.json, as `ImageData.describe` makes it
-    seed: int,  # seed of the recipe, which determined the choice of few labels
+    source: str | None,  # name or path of the data; None takes the name in `wanted`
+    wanted: dict,  # description in a config.json, as `ImageData.describe` returns it
+    seed: int,  # seed of the recipe, with which the few labels were chosen
 ) -> tuple[ImageData, ImageData]:  # training and test images
     "Load the data that a run was trained on. Raises `InputError` if the data are not found."
     name, n = source or wanted["name"], wanted["images"]
@@ -448,9 +448,9 @@ COMMANDS: dict[str, Any] = {
 
 def with_preset(
     name: str,  # name of the command
-    argv: list[str],  # the rest of the command line
+    argv: list[str],  # arguments that follow the name
 ) -> Any:
-    "Return a command with the settings of the chosen recipe, or None if it takes no recipe."
+    "Return a command with the chosen recipe's settings, or None for a command without settings."
     presets: dict[str, dict[str, Any]]
     presets = {"pretrain": PRETRAIN_RECIPES, "finetune": FINETUNE_RECIPES}
     recipes = presets.get(name)
@@ -491,14 +491,14 @@ EXIT_CODES = {
 
 
 def print_error(message: str | Warning) -> None:
-    "Print one line on standard error, from the first process only."
+    "Print one line to standard error, from the first process only."
     if World.current().leads:
         print(f"maevit: {message}", file=sys.stderr)
 
 # %% ../nbs/70_cli.ipynb #19ea809e
 def main(
-    argv: list[str] | None = None,  # command line; None takes the program's own
-) -> int:  # exit status: 0 finished, 1 diverged, 2 bad input, 130 stopped
+    argv: list[str] | None = None,  # command-line arguments; None takes those of the program
+) -> int:  # 0 if finished, 1 if diverged, 2 for bad input, 130 if stopped
     "Run the program `maevit` and return its exit status."
     argv = sys.argv[1:] if argv is None else argv
     if argv == ["--version"]:

@@ -29,7 +29,7 @@ def derive_seed(
 
 
 def set_seed(
-    *parts: int | str,  # as in `derive_seed`
+    *parts: int | str,  # purpose of the random numbers, see `derive_seed`
 ) -> None:
     "Seed PyTorch's global CPU and GPU generators from `parts`."
     torch.manual_seed(derive_seed(*parts))
@@ -37,7 +37,7 @@ def set_seed(
 # %% ../nbs/60_core.ipynb #74cbd5fd
 @dataclass(frozen=True)
 class World:
-    "The number of this process, and the number of processes that share the run."
+    "The index of this process and the number of processes that share the run."
 
     rank: int = 0
     size: int = 1
@@ -65,7 +65,7 @@ class World:
 
 # %% ../nbs/60_core.ipynb #f24e9ad0
 class InputError(Exception):
-    "Raised for invalid input from outside; the message states the value, the rule and a remedy."
+    "Invalid input from outside; the message states the value, the rule and a remedy."
 
 # %% ../nbs/60_core.ipynb #f5d29a17
 def best_device(world: World) -> str:
@@ -84,12 +84,13 @@ def best_device(world: World) -> str:
 # %% ../nbs/60_core.ipynb #b3b8a46b
 def pick_device(
     device: torch.device | str = "auto",  # "auto": a CUDA or Apple GPU if present, else the CPU
-    world: World | None = None,  # by default that of this process
+    world: World | None = None,  # by default, the world of this process
 ) -> torch.device:
     """Choose the device to train on.
 
     With "auto" or "cuda", each process that `torchrun` starts takes its own GPU. An Apple GPU
-    ("mps") serves a single process. Raises `InputError` if the device is unknown or absent.
+    ("mps") serves a single process. Raises `InputError` if the device is unknown or absent, or if
+    there are too many processes for it.
     """
     name, world = str(device), world or World.current()
     try:
@@ -138,7 +139,7 @@ def fingerprint(
 # %% ../nbs/60_core.ipynb #97bf132e
 def from_saved(
     cls: type[T],  # a dataclass of settings
-    values: dict[str, Any],  # as `asdict` and JSON have saved them
+    values: dict[str, Any],  # settings as saved by `asdict` and JSON
 ) -> T:
     """Build settings from values that this version or an earlier one has saved.
 

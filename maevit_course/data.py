@@ -43,7 +43,7 @@ def to_float(
 
 # %% ../nbs/62_data.ipynb #0910e0b3
 def check_data(images: Tensor, labels: Tensor, n_classes: int) -> None:
-    "Raise `InputError` unless the images are square uint8 colour images with one label each."
+    "Raise `InputError` unless the images are square uint8 colour images with one valid label each."
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise InputError(
             "images must be uint8 of shape (N, 3, S, S), "
@@ -70,7 +70,7 @@ def check_data(images: Tensor, labels: Tensor, n_classes: int) -> None:
 def balanced_indices(
     labels: Tensor,  # (N,) int64, from 0 to `n_classes` - 1
     n_classes: int,
-    per_class: int,  # number of labels of each class
+    per_class: int,  # number of labels to choose from each class
     seed: int,
 ) -> Tensor:  # (n_classes · per_class,) int64, indices into `labels`
     """Choose the same number of random labels from each class and return their indices.
@@ -93,7 +93,10 @@ def held_out(
     fraction: float,  # between 0 and 1
     seed: int,
 ) -> Tensor:  # (N,) bool, on the device of the labels
-    "Mark the same fraction of each class at random, but never the only image of a class."
+    """Mark the same fraction of each class at random, but never the only image of a class.
+
+    Raises `InputError` unless `fraction` lies between 0 and 1.
+    """
     if not 0 < fraction < 1:
         raise InputError(f"fraction is {fraction} but must be between 0 and 1")
     generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
@@ -106,10 +109,10 @@ def held_out(
 
 # %% ../nbs/62_data.ipynb #3ccbf8cc
 def read_pairs(
-    dataset: Dataset,  # as in `ImageData.from_dataset`
+    dataset: Dataset,  # images or pairs, see `ImageData.from_dataset`
     size: int | None,
     fit: Fit,
-) -> tuple[Tensor, Tensor, bool]:  # images (N, 3, S, S) uint8, labels (N,) int64, if there are any
+) -> tuple[Tensor, Tensor, bool]:  # (N, 3, S, S) uint8, (N,) int64, whether labels were found
     "Read all images and labels of a PyTorch data set; see `ImageData.from_dataset`."
     try:
         n = len(dataset)  # type: ignore[arg-type]
@@ -138,14 +141,14 @@ def read_pairs(
 # %% ../nbs/62_data.ipynb #d69e2f97
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """Store small images of one size and their classes, each as a single tensor.
+    """Small square images of one size and their labels, each stored as a single tensor.
 
     It is also a PyTorch `Dataset` of pairs: an integer index gives an image and its label.
     """
 
     images: Tensor  # (N, 3, S, S) uint8
     labels: Tensor  # (N,) int64, from 0 to the number of classes - 1
-    classes: tuple[str, ...]  # names of the classes; none: there are no labels, and all are 0
+    classes: tuple[str, ...]  # names of the classes; empty for unlabelled images, all with label 0
     name: str = "unnamed"  # name of the source
     # how the images were prepared, if "fit" is not "crop" or some are "held_out" for testing
     prepared: dict = field(default_factory=dict)
@@ -169,7 +172,7 @@ class ImageData:
         return replace(self, images=images, labels=labels)
 
     def __getitem__(self, index):
-        "Return an image (3, S, S) and its label for an integer; a subset for anything else."
+        "Return an image (3, S, S) and its label for an integer, or a subset for any other index."
         if isinstance(index, (int, np.integer)) or (isinstance(index, Tensor) and index.ndim == 0):
             return self.images[index], self.labels[index]
         return replace(self, images=self.images[index], labels=self.labels[index])
@@ -215,7 +218,8 @@ class ImageData:
     ) -> tuple["ImageData", "ImageData"]:  # the rest, and the part held out
         """Hold out the same fraction of each class at random, for example for validation.
 
-        Each class keeps at least one image in both parts. Raises `InputError` if it has only one.
+        Each class keeps at least one image in both parts. Raises `InputError` if a class has only
+        one, or unless `fraction` lies between 0 and 1.
         """
         held = held_out(self.labels, fraction, seed)
         counts = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
@@ -238,7 +242,7 @@ class ImageData:
     @classmethod
     def from_dataset(
         cls,
-        # of pairs: an image (PIL, or a tensor as in `to_float`) and its class; or of images alone
+        # pairs of an image (PIL, or a tensor as in `to_float`) and its class, or images alone
         dataset: Dataset,
         size: int | None = None,  # side in pixels; by default the first image's (PIL: at most 64)
         classes: Sequence[str] | None = None,  # by default `dataset.classes`, or numbers
@@ -247,7 +251,8 @@ class ImageData:
     ) -> "ImageData":
         """Read all images of a PyTorch data set with known length.
 
-        Raises `InputError` for an item that is neither an image nor an image and a label.
+        Raises `InputError` for a data set without items or of unknown length, and for an item that
+        is neither an image nor a pair of an image and a label.
         """
         images, labels, labelled = read_pairs(dataset, size, fit)
         found = classes if classes is not None else getattr(dataset, "classes", None)
@@ -278,7 +283,10 @@ def square_batch(
     images: Tensor,  # (B, C, H, W) float, C is 1 or 3
     size: int | None = None,  # side of the result; None: the shorter side
 ) -> Tensor:  # (B, 3, S, S) float
-    "Crop images to their middle square, scale them bilinearly, and convert grey to RGB."
+    """Crop images to their middle square, scale them bilinearly, and convert grey to RGB.
+
+    Raises `InputError` for other shapes.
+    """
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
         raise InputError(
             f"images must have the shape (B, 3, H, W), (B, 1, H, W) or, for a single one, "
@@ -294,14 +302,14 @@ def square_batch(
 
 # %% ../nbs/62_data.ipynb #f5c3d382
 def white_level(values: np.ndarray, mode: str) -> int:
-    "Return the value of white in an image of 16 or 32 bits per pixel."
+    "Return the value that represents white in an image of 16 or 32 bits per pixel."
     if mode.startswith("I;16") or values.max() > 255:
         return 65535
     return 255 if values.max() > 1 else 1
 
 # %% ../nbs/62_data.ipynb #ed029c8a
 def pad_image(image: Image.Image, side: int) -> Image.Image:
-    "Scale an RGB image to fit into a square, and fill the rest with grey, 0 once normalised."
+    "Scale an RGB image to fit into a square, and fill the rest with grey, about 0 once normalised."
     width, height = (max(1, round(side * x / max(image.size))) for x in image.size)
     square = Image.new("RGB", (side, side), (128, 128, 128))
     inner = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -334,7 +342,7 @@ def square_image(
 # %% ../nbs/62_data.ipynb #ad3e79cd
 def read_image(
     path: str | Path,
-    size: int | None = None,  # as in `square_image`
+    size: int | None = None,  # side of the result, see `square_image`
     fit: Fit = "crop",
 ) -> np.ndarray:  # (S, S, 3) uint8
     "Read one image file as a square RGB array. Raises `InputError` if it is not an image."
@@ -357,7 +365,7 @@ Images = OneImage | Sequence[OneImage]
 def pad_batch(
     images: Tensor,  # (B, C, H, W) float, 0..1
 ) -> Tensor:  # (B, C, S, S), S is the longer side
-    "Fill images up to squares with the grey of `pad_image`, and leave other shapes as they are."
+    "Pad images to squares with the grey of `pad_image`; return tensors that are not 4-D unchanged."
     if images.ndim != 4:
         return images
     height, width = images.shape[-2:]
@@ -367,11 +375,11 @@ def pad_batch(
 
 
 def to_pixels(
-    image: OneImage,  # a tensor is (3, H, W) or (1, H, W)
-    size: int | None = None,  # as in `square_image`
+    image: OneImage,  # if a tensor, (3, H, W) or (1, H, W)
+    size: int | None = None,  # side of the result, see `square_image`
     fit: Fit = "crop",
 ) -> Tensor:  # (3, S, S) uint8
-    "Convert any image to square pixels. Raises `InputError` if it is not an image."
+    "Convert any image to a square of uint8 pixels. Raises `InputError` if it is not an image."
     if isinstance(image, Tensor):
         x = to_float(image[None])
         x = pad_batch(x) if fit == "pad" else x
@@ -388,7 +396,7 @@ def to_pixels(
 # %% ../nbs/62_data.ipynb #070a91d7
 def preprocess(
     images: Images,
-    size: int,  # side the model expects, in pixels
+    size: int,  # side that the model expects, in pixels
     device: torch.device | str = "cpu",
     fit: Fit = "crop",  # images that are not square: "crop" the middle, or "pad" with grey
 ) -> Tensor:  # (B, 3, size, size) float32, normalised
@@ -415,7 +423,10 @@ Split = TypeVar("Split", "ImageData", ImageFiles)
 
 
 def hold_out(whole: Split, name: str) -> tuple[Split, Split, dict]:  # rest, held out, record
-    "Hold out the same images each time, with a warning. At least one class needs two images."
+    """Hold out the same images each time, with a warning.
+
+    Raises `InputError` unless at least one class has two images.
+    """
     fraction = HELD_OUT["labelled" if whole.classes else "unlabelled"]
     held = held_out(whole.labels, fraction, seed=0)
     n = int(held.sum())
@@ -446,7 +457,7 @@ def from_files(
     size: int | None = None,  # side of the images in pixels; None: their `common_size`
     fit: Fit = "crop",
 ) -> tuple[ImageData, ImageData]:  # training and test images
-    "Read image files. Raises `InputError` for missing files, or different classes or sizes."
+    "Read image files. Raises `InputError` for missing or damaged files, or different classes."
     train, test = find_images(path) if path.is_dir() else (read_csv(path), None)
     prepared: dict = {} if fit == "crop" else {"fit": fit}
     if test is None:
@@ -480,7 +491,10 @@ def array_classes(
     arrays: dict[str, np.ndarray],
     keys: Sequence[str],  # names of the arrays with labels
 ) -> tuple[str, ...]:
-    "Return the names of the classes, or else their numbers. Raises `InputError` for bad labels."
+    """Return the names of the classes, or else their indices as strings.
+
+    Raises `InputError` for labels that are not integers or are too large.
+    """
     for key in keys:
         if not np.issubdtype(arrays[key].dtype, np.integer):
             raise InputError(
@@ -522,7 +536,7 @@ def load_npz(path: Path) -> tuple[ImageData, ImageData]:  # training and test im
 
 # %% ../nbs/62_data.ipynb #bf74bf64
 def with_test(whole: ImageData) -> tuple[ImageData, ImageData]:  # training and test images
-    "Hold images out for testing and record it in both parts."
+    "Hold images out for testing, and record this in both parts."
     train, test, record = hold_out(whole, whole.name)
     prepared = whole.prepared | {"held_out": record}
     return replace(train, prepared=prepared), replace(test, prepared=prepared)
@@ -531,10 +545,10 @@ def with_test(whole: ImageData) -> tuple[ImageData, ImageData]:  # training and 
 def from_arrays(
     images: np.ndarray,  # (N, S, S) or (N, S, S, 3) uint8
     labels: np.ndarray,  # (N,) or (N, 1) integers
-    classes: tuple[str, ...],
+    classes: tuple[str, ...],  # names of the classes
     name: str = "arrays",
 ) -> ImageData:
-    "Convert NumPy arrays, grey or colour. Raises `InputError` for a wrong shape or type."
+    "Convert grey or colour NumPy images. Raises `InputError` for a wrong shape or type."
     grey, colour = images.ndim == 3, images.ndim == 4 and images.shape[3] == 3
     if images.dtype != np.uint8 or not (grey or colour):
         raise InputError(
@@ -581,10 +595,14 @@ def is_hugging_face(path: Path) -> bool:
 
 def load_hugging_face(
     path: Path,
-    size: int | None = None,  # as in `ImageData.from_dataset`
+    size: int | None = None,  # side in pixels, see `ImageData.from_dataset`
     fit: Fit = "crop",
 ) -> tuple[ImageData, ImageData]:  # training and test images
-    "Read a data set saved by `datasets`. Raises `InputError` if it has no images to train on."
+    """Read a data set saved by the package `datasets`.
+
+    Raises `InputError` if the package is missing, or if the data set is damaged or has no images to
+    train on.
+    """
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
@@ -606,7 +624,7 @@ def load_hugging_face(
 def from_datasets(
     parts: Sequence[Dataset],  # training images and, if there are any, test images
     name: str | None = None,
-    size: int | None = None,  # as in `ImageData.from_dataset`
+    size: int | None = None,  # side in pixels, see `ImageData.from_dataset`
     fit: Fit = "crop",
 ) -> tuple[ImageData, ImageData]:  # training and test images
     "Read one or two PyTorch data sets; if there is only one, hold images out for testing."
@@ -643,7 +661,7 @@ def download_cifar(name: str, root: str | Path) -> tuple[ImageData, ImageData]:
 
 # %% ../nbs/62_data.ipynb #8dc4d5cd
 def load_source(
-    source: Any,  # as in `load_data`
+    source: Any,  # name, path or data sets, see `load_data`
     root: str | Path,
     size: int | None,
     fit: Fit,
@@ -672,13 +690,13 @@ def load_data(
     name: str | Path | Dataset | tuple[Dataset, Dataset],
     root: str | Path = "data",  # folder for downloads
     size: int | None = None,  # side in pixels to which image files are scaled
-    limit: int | None = None,  # number of training images, chosen at random; default: all
+    limit: int | None = None,  # number of training images, chosen at random; by default all
     fit: Fit = "crop",  # images that are not square: "crop" the middle, or "pad" with grey
 ) -> tuple[ImageData, ImageData]:  # training and test images
     """Load a data set by name or path.
 
     If there are no test images, the same training images are held out each time, with a warning.
-    Raises `InputError` if the data are missing or not valid.
+    Raises `InputError` if the data are missing or invalid, or if an argument is out of range.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit ({limit}) must be at least 1")

@@ -16,8 +16,8 @@ def insert_mask_tokens(
     z: Tensor,  # (B, K+1, D): visible patches in the order of `keep`, then the dummy patch
     keep: Tensor,  # (B, K) int64: indices of the visible patches
     mask_embedding: Tensor,  # (D,): the mask token
-    n_patches: int,  # N
-) -> Tensor:  # (B, N+1, D)
+    n_patches: int,  # number of patches N
+) -> Tensor:  # (B, N+1, D): patches in reading order, the dummy patch last
     "Put visible patches at their positions and the mask token at all others (Section 2.2)."
     B, _, D = z.shape
     indices = torch.cat([keep, keep.new_full((B, 1), n_patches)], dim=1)  # (B, K+1)
@@ -26,20 +26,20 @@ def insert_mask_tokens(
 
 # %% ../nbs/14_decoder.ipynb #06895965
 class Decoder(nn.Module):
-    "Predict the pixels of all patches from embeddings of the visible ones (Sections 2.2, 2.3)."
+    "The decoder, which predicts all pixels from embeddings of visible patches (Sections 2.2, 2.3)."
 
     def __init__(
         self,
         *,
-        n_patches: int = 144,  # N
-        patch_pixels: int = 27,  # P, numbers per patch
+        n_patches: int = 144,  # number of patches N
+        patch_pixels: int = 27,  # numbers per patch, P
         encoder_width: int = 192,  # width of the encoder's embeddings
-        width: int = 192,  # D, width of the decoder
-        depth: int = 4,  # transformer layers
-        heads: int = 3,  # attention heads per layer
-        mlp_ratio: float = 2.0,  # hidden width of each layer's MLP over D
-        dropout: float = 0.1,  # see `TransformerLayer`
-        attention_dropout: float = 0.1,  # on the attention weights
+        width: int = 192,  # embedding width of the decoder, D
+        depth: int = 4,  # number of transformer layers
+        heads: int = 3,  # number of attention heads per layer
+        mlp_ratio: float = 2.0,  # hidden width of each layer's MLP divided by D
+        dropout: float = 0.1,  # dropout probability, see `TransformerLayer`
+        attention_dropout: float = 0.1,  # dropout probability of the attention weights
         norm_first: bool = True,  # pre-norm; False for post-norm
     ):
         super().__init__()

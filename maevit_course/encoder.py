@@ -17,7 +17,7 @@ def gather_tokens(
     tokens: Tensor,  # (B, N, D)
     index: Tensor,  # (B, K) int64: positions in 0..N-1
 ) -> Tensor:  # (B, K, D)
-    "Return the tokens at the given positions, which differ from image to image."
+    "Return the tokens at the given positions, which may differ from image to image."
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
 # %% ../nbs/13_encoder.ipynb #b811d200
@@ -51,19 +51,22 @@ def check_patches(
 
 # %% ../nbs/13_encoder.ipynb #ec5552ba
 class Encoder(nn.Module):
-    "The paper's ViT, which embeds patches (Sections 2.1, 3.1); by default 3,634,560 parameters."
+    """The paper's ViT, which embeds patches (Sections 2.1, 3.1).
+
+    By default, it has 3,634,560 parameters. Most papers call its dummy patch the class token.
+    """
 
     def __init__(
         self,
         *,
-        n_patches: int = 144,  # N
-        patch_pixels: int = 27,  # P, numbers per patch
-        width: int = 192,  # D
-        depth: int = 12,  # transformer layers
-        heads: int = 3,  # attention heads per layer
-        mlp_ratio: float = 2.0,  # hidden width of each layer's MLP over D
-        dropout: float = 0.1,  # see `TransformerLayer`
-        attention_dropout: float = 0.1,  # on the attention weights
+        n_patches: int = 144,  # number of patches N
+        patch_pixels: int = 27,  # numbers per patch, P
+        width: int = 192,  # embedding width D
+        depth: int = 12,  # number of transformer layers
+        heads: int = 3,  # number of attention heads per layer
+        mlp_ratio: float = 2.0,  # hidden width of each layer's MLP divided by D
+        dropout: float = 0.1,  # dropout probability, see `TransformerLayer`
+        attention_dropout: float = 0.1,  # dropout probability of the attention weights
         norm_first: bool = True,  # pre-norm; False for post-norm
     ):
         super().__init__()
@@ -85,7 +88,10 @@ class Encoder(nn.Module):
         patches: Tensor,  # (B, N, P), normalised
         keep: Tensor | None = None,  # (B, K) int64: indices of the visible patches; None takes all
     ) -> Tensor:  # (B, K+1, D): embeddings in the order of `keep`, the dummy patch last
-        "Embed the visible patches and the dummy patch. Raises `InputError` for a wrong shape."
+        """Embed the visible patches and the dummy patch.
+
+        Raises `InputError` if N or P differ from those that the encoder was built for.
+        """
         check_patches(patches, len(self.positions) - 1, self.embed.in_features)
         visible = patches if keep is None else gather_tokens(patches, keep)  # (B, K, P)
         x = add_positions(self.embed(visible), keep, self.positions)  # (B, K+1, D)

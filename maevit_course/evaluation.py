@@ -28,12 +28,12 @@ from .plots import show_images
 def reconstruct(
     mae: MAE,
     images: Tensor,  # (B, 3, H, W) uint8
-    mask_ratio: float = 0.75,  # fraction of the patches that is masked
+    mask_ratio: float = 0.75,  # fraction of the patches to mask
     seed: int = 0,  # seed of the masks
 ) -> tuple[Tensor, Tensor, Tensor]:  # original, visible, reconstruction: (B, 3, S, S) in 0..1
     """Mask images and reconstruct them (Figure 4).
 
-    The visible images are grey where they are masked. All results are float tensors on the CPU.
+    The second result is grey at the masked patches. All results are float32 tensors on the CPU.
     """
     mae.eval()
     device, patch_size = mae.decoder.head.weight.device, mae.config.patch_size
@@ -59,7 +59,7 @@ def show_reconstructions(
     # Join each triplet side by side, with a white seam.
     spaced = F.pad(torch.cat(triplets.unbind(1), dim=3), (0, 2, 0, 2), value=1.0)
     figure = show_images(spaced, columns=columns, size=1.0)
-    width = min(4.2, 9.3 / columns)  # of a triplet, in inches
+    width = min(4.2, 9.3 / columns)  # width of a triplet in inches
     figure.set_size_inches(width * columns, width / 3 * -(-len(images) // columns))
     figure.subplots_adjust(0, 0, 1, 1, 0.02, 0.05)
     return figure
@@ -111,7 +111,7 @@ def knn_accuracy(
     test_y: Tensor,  # (M,) labels
     k: int = 20,  # number of neighbours, each voting with its cosine similarity
 ) -> float:  # between 0 and 1
-    "Return the accuracy of a vote of the k training images with the most similar embeddings."
+    "Return the accuracy of a vote among the k training images with the most similar embeddings."
     centre = train_x.mean(0)
     train_x, test_x = F.normalize(train_x - centre, dim=1), F.normalize(test_x - centre, dim=1)
     right = 0.0
@@ -161,21 +161,21 @@ def linear_probe(
 
 # %% ../nbs/30_evaluation.ipynb #e7fa00d5
 def confusion_matrix(
-    predicted: Tensor,  # (N,) classes
-    labels: Tensor,  # (N,) classes
+    predicted: Tensor,  # (N,) int64: predicted classes
+    labels: Tensor,  # (N,) int64: true classes
     n_classes: int,
 ) -> Tensor:  # (n_classes, n_classes) int64: rows are the truth, columns the prediction
-    "Count predictions of each class for each true class."
+    "Count the predictions of each class among the images of each true class."
     pairs = labels.cpu() * n_classes + predicted.cpu()
     return torch.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 # %% ../nbs/30_evaluation.ipynb #3d8c7119
 def show_confusion(
-    predicted: Tensor,  # (N,) classes
-    labels: Tensor,  # (N,) classes
-    classes: Sequence[str],
+    predicted: Tensor,  # (N,) int64: predicted classes
+    labels: Tensor,  # (N,) int64: true classes
+    classes: Sequence[str],  # names of the classes
 ) -> plt.Figure:
-    "Draw a confusion matrix, with numbers if there are at most 20 classes."
+    "Draw a confusion matrix in percent of each true class, with numbers for up to 20 classes."
     matrix = confusion_matrix(predicted, labels, len(classes))
     share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
     # Matplotlib reads text between two dollar signs as mathematics.
@@ -197,9 +197,9 @@ def show_confusion(
 
 # %% ../nbs/30_evaluation.ipynb #e1455878
 def class_report(
-    predicted: Tensor,  # (N,) classes
-    labels: Tensor,  # (N,) classes
-    classes: Sequence[str],
+    predicted: Tensor,  # (N,) int64: predicted classes
+    labels: Tensor,  # (N,) int64: true classes
+    classes: Sequence[str],  # names of the classes
 ) -> dict[str, dict[str, float]]:  # by class: "precision", "recall", "f1" (0..1) and "images"
     "Return precision, recall and F1 of each class; precision is 0 for a class never predicted."
     matrix = confusion_matrix(predicted, labels, len(classes)).double()
@@ -214,7 +214,10 @@ def class_report(
 
 # %% ../nbs/30_evaluation.ipynb #5722bed4
 def evaluate_classifier(classifier: Classifier, test: ImageData) -> dict[str, float]:
-    "Return the accuracy and cross-entropy of a fine-tuned classifier."
+    """Return the accuracy and cross-entropy of a fine-tuned classifier on test images.
+
+    Raises `InputError` unless the images have labels, and the same classes as the classifier.
+    """
     classifier.require_classes(test)
     logits = classifier.predict_logits(test.images, precision="fp32")
     return {
@@ -224,10 +227,10 @@ def evaluate_classifier(classifier: Classifier, test: ImageData) -> dict[str, fl
 
 
 def evaluate_mae(mae: MAE, train: ImageData, test: ImageData) -> dict[str, float]:
-    """Measure a pre-trained model: its losses, and k-NN and linear probe on its embeddings.
+    """Return the losses of a pre-trained model, and the accuracies of probes on its embeddings.
 
-    The losses are those of whole images, on as many training images as test images. Without
-    labels, only the losses are measured.
+    The losses are those of whole images, on as many training images as test images. The probes are
+    k-NN and a linear classifier; without labels, only the losses are returned.
     """
     results = {f"test_{name}": value for name, value in reconstruction_error(mae, test).items()}
     results["train_loss"] = reconstruction_error(mae, train[: len(test)])["loss"]
@@ -245,11 +248,12 @@ def evaluate(
     train: ImageData,  # training images for the probes; not used for a classifier
     test: ImageData,
     device: torch.device | str = "auto",
-) -> dict[str, float]:  # numbers by name; accuracies between 0 and 1
+) -> dict[str, float]:  # results by name; accuracies between 0 and 1
     """Evaluate a pre-trained model or a classifier on test images, and move it to the device.
 
-    Measure the loss, k-NN and linear probe of a pre-trained model, and the accuracy and
-    cross-entropy of a classifier. Raises `InputError` if the classes differ.
+    The results are the losses, k-NN and linear probe of a pre-trained model, or the accuracy and
+    cross-entropy of a classifier. Raises `InputError` if the classes of a classifier and of the
+    test images differ, or if there are no weights to load.
     """
     loaded: Any = load_model(model) if isinstance(model, (str, Path)) else model
     loaded.to(pick_device(device))

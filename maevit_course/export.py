@@ -83,7 +83,7 @@ def timm_arguments(model: MAE | Classifier) -> dict[str, Any]:
 
 
 def timm_tensors(model: MAE | Classifier) -> dict[str, Tensor]:
-    "Return the weights by timm's names."
+    "Return the model's weights under timm's names."
     encoder = model.encoder
     token, positions = class_token_first(encoder.positions)
     head, bias = folded_head(model)
@@ -101,7 +101,7 @@ def timm_tensors(model: MAE | Classifier) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 # %% ../nbs/51_export.ipynb #3331b55e
-#: timm's names of the parts of a layer.
+#: timm's names for the parts of a layer.
 TIMM_NAMES = {
     "norm1": "norm1",
     "attention.qkv": "attn.qkv",
@@ -113,7 +113,7 @@ TIMM_NAMES = {
 
 
 def renamed(module: nn.Module, name: str) -> dict[str, Tensor]:
-    "Return a module's weights under a different name of the module."
+    "Return a module's weights under a different name for the module."
     return {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
 
 
@@ -122,14 +122,14 @@ def layer_tensors(
     prefix: str,
     names: dict[str, str],  # name of each part → its name in the other library
 ) -> dict[str, Tensor]:
-    "Return a layer's weights by the names of another library."
+    "Return a layer's weights under another library's names."
     tensors: dict[str, Tensor] = {}
     for part, name in names.items():
         tensors |= renamed(layer.get_submodule(part), prefix + name)
     return tensors
 
 # %% ../nbs/51_export.ipynb #ac6cb0db
-#: A CLIP model of timm, whose LayerNorm adds 1e-5 like ours.
+#: A CLIP model in timm whose LayerNorm adds 1e-5 to the variance, as ours does.
 TIMM_ARCHITECTURE = "vit_base_patch32_clip_224"
 
 
@@ -166,7 +166,7 @@ def write_timm(model: MAE | Classifier, folder: Path) -> None:
 
 # %% ../nbs/51_export.ipynb #67daaf11
 def run_timm(folder: Path, images: Tensor) -> Tensor:
-    "Load the folder with timm and return its logits for images (B, 3, S, S) uint8."
+    "Load the folder with timm and return its logits for uint8 images (B, 3, S, S)."
     model = require("timm", "timm").create_model(f"local-dir:{folder}", pretrained=True)
     return model.eval()(normalize(images))
 
@@ -195,7 +195,7 @@ def require(name: str, target: str) -> Any:
         ) from None
 
 # %% ../nbs/51_export.ipynb #fa58150d
-#: transformers' names of the parts of a layer, except queries, keys and values.
+#: transformers' names for the parts of a layer, except queries, keys and values.
 VIT_NAMES = {
     "norm1": "layernorm_before",
     "attention.out": "attention.o_proj",
@@ -206,7 +206,7 @@ VIT_NAMES = {
 
 
 def vit_layers(layers: nn.ModuleList, prefix: str) -> dict[str, Tensor]:
-    "Return the weights of transformer layers by transformers' names."
+    "Return the weights of transformer layers under transformers' names."
     tensors: dict[str, Tensor] = {}
     for i, layer in enumerate(layers):
         at = f"{prefix}.{i}."
@@ -218,7 +218,7 @@ def vit_layers(layers: nn.ModuleList, prefix: str) -> dict[str, Tensor]:
 
 
 def vit_encoder(model: MAE | Classifier) -> dict[str, Tensor]:
-    "Return the encoder's weights, without the last projection, by transformers' names."
+    "Return the encoder's weights, without the last projection, under transformers' names."
     encoder = model.encoder
     token, positions = class_token_first(encoder.positions)
     patches = "vit.embeddings.patch_embeddings.projection"
@@ -233,7 +233,7 @@ def vit_encoder(model: MAE | Classifier) -> dict[str, Tensor]:
 
 # %% ../nbs/51_export.ipynb #7d3dcabd
 def vit_decoder(model: MAE) -> dict[str, Tensor]:
-    "Return the decoder's weights, and the encoder's last projection, by transformers' names."
+    "Return the decoder's weights and the encoder's last projection under transformers' names."
     decoder: Decoder = model.decoder
     project, adapt = model.encoder.project.weight, decoder.adapt
     joined = adapt.weight @ project if isinstance(adapt, nn.Linear) else project.clone()
@@ -252,7 +252,7 @@ def vit_decoder(model: MAE) -> dict[str, Tensor]:
 
 # %% ../nbs/51_export.ipynb #d4e0d2ef
 def vit_sizes(config: ModelConfig) -> dict[str, Any]:
-    "Return the sizes of the encoder by transformers' names."
+    "Return the sizes of the encoder under transformers' names."
     return {
         "image_size": config.image_size,
         "patch_size": config.patch_size,
@@ -268,7 +268,7 @@ def vit_sizes(config: ModelConfig) -> dict[str, Any]:
 
 
 def vit_mae_sizes(config: ModelConfig) -> dict[str, Any]:
-    "Return the sizes of the decoder, and the mask ratio for the same number of masked patches."
+    "Return the decoder's sizes and a mask ratio that gives the same number of masked patches."
     n, hidden = config.n_patches, int(config.n_patches * 0.75)
     return {
         "decoder_hidden_size": config.decoder_width,
@@ -281,7 +281,7 @@ def vit_mae_sizes(config: ModelConfig) -> dict[str, Any]:
 
 # %% ../nbs/51_export.ipynb #b202bc5c
 def write_transformers(model: MAE | Classifier, folder: Path) -> None:
-    "Write a folder that `from_pretrained` of transformers can load, with its image processor."
+    "Write a folder that transformers' `from_pretrained` can load, with an image processor."
     library = require("transformers", "transformers")
     theirs: Any
     tensors, sizes = vit_encoder(model), vit_sizes(model.config)
@@ -303,7 +303,7 @@ def write_transformers(model: MAE | Classifier, folder: Path) -> None:
 
 
 def run_transformers(folder: Path, images: Tensor, noise: Tensor | None) -> Tensor:
-    "Load the folder with transformers; return logits, or with noise the predicted patches."
+    "Load the folder with transformers and return logits or, if noise is given, predicted patches."
     library = require("transformers", "transformers")
     if noise is None:
         theirs = library.ViTForImageClassification.from_pretrained(folder).eval()
@@ -315,8 +315,8 @@ def run_transformers(folder: Path, images: Tensor, noise: Tensor | None) -> Tens
 def attention_weights(
     attention: SelfAttention,
     x: Tensor,  # (B, T, D): input of the layer's attention
-) -> Tensor:  # (B, H, T, T): how much each token (row) attends to each other (column)
-    "Return the weights with which attention multiplies the values."
+) -> Tensor:  # (B, H, T, T): how much each token (row) attends to each token (column)
+    "Return the weights by which attention multiplies the values."
     q, k, _ = rearrange(
         attention.qkv(x), "B T (three H d) -> three B H T d", three=3, H=attention.heads
     )
@@ -324,7 +324,7 @@ def attention_weights(
 
 
 class InferenceGraph(nn.Module):
-    "The graph of an ONNX file, from bytes to logits or embeddings, optionally with attention."
+    "The graph of an ONNX file, from bytes to logits or embeddings and optional attention weights."
 
     def __init__(self, model: MAE | Classifier, attentions: bool = False):
         super().__init__()
@@ -333,9 +333,9 @@ class InferenceGraph(nn.Module):
     def forward(
         self,
         images: Tensor,  # (B, 3, S, S) uint8
-    ) -> tuple[Tensor, ...]:  # logits (B, K) or embeddings (B, N+1, D); (B, depth, H, N+1, N+1)
+    ) -> tuple[Tensor, ...]:  # (B, K) or (B, N+1, D); with attentions also (B, depth, H, N+1, N+1)
         encoder, size = self.model.encoder, self.model.config.patch_size
-        patches = patchify(2 * (images.float() / 255) - 1, size)  # as `normalize`
+        patches = patchify(2 * (images.float() / 255) - 1, size)  # the same as `normalize`
         x, weights = add_positions(encoder.embed(patches), None, encoder.positions), []
         for layer in encoder.layers:
             assert isinstance(layer, TransformerLayer)
@@ -349,7 +349,7 @@ class InferenceGraph(nn.Module):
 
 # %% ../nbs/51_export.ipynb #9c617b6a
 def write_onnx(model: MAE | Classifier, path: Path, attentions: bool = False) -> None:
-    "Write the model as an ONNX file for any batch size, with the names of its classes."
+    "Write the model as an ONNX file for any batch size, including the names of its classes."
     onnx = require("onnx", "onnx")
     require("onnxscript", "onnx")
     size = model.config.image_size
@@ -372,7 +372,7 @@ def write_onnx(model: MAE | Classifier, path: Path, attentions: bool = False) ->
 
 
 def onnx_session(path: Path) -> Any:
-    "Open an ONNX file with onnxruntime, on as many threads as PyTorch has."
+    "Open an ONNX file with onnxruntime, which gets as many threads as PyTorch uses."
     runtime = require("onnxruntime", "onnx")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -380,12 +380,12 @@ def onnx_session(path: Path) -> Any:
 
 
 def run_onnx(session: Any, images: Tensor) -> tuple[Tensor, ...]:
-    "Run a session on images (B, 3, S, S) uint8 and return its outputs."
+    "Run a session on uint8 images (B, 3, S, S) and return its outputs."
     return tuple(torch.from_numpy(array) for array in session.run(None, {"images": images.numpy()}))
 
 # %% ../nbs/51_export.ipynb #70a56ff6
 def quantize(path: Path) -> None:
-    "Replace an ONNX file by one whose matrices have 8 bits per weight."
+    "Replace an ONNX file with one whose matrices have 8 bits per weight."
     require("onnxruntime", "onnx")
     tools = importlib.import_module("onnxruntime.quantization")
     shapes = importlib.import_module("onnxruntime.quantization.shape_inference")
@@ -399,17 +399,17 @@ def quantize(path: Path) -> None:
 
 
 def to_bytes_of_size(images: Tensor, size: int) -> Tensor:  # (B, 3, size, size) uint8
-    "Resize images as for testing, and round them to bytes."
+    "Resize images as for testing and round their pixels to bytes."
     return (127.5 * (preprocess(images, size) + 1)).round().to(torch.uint8)
 
 
 def compare_quantized(
     path: Path,  # ONNX file in float32
-    quantized: Path,  # the same in 8 bits
+    quantized: Path,  # ONNX file with 8-bit weights
     model: MAE | Classifier,
     test: ImageData,
-) -> dict[str, float]:  # accuracies between 0 and 1, or the mean cosine of embeddings
-    "Measure the loss of accuracy with 8 bits on test images."
+) -> dict[str, float]:  # accuracies between 0 and 1, or the embeddings' mean cosine
+    "Compare a model in float32 with the same model in 8 bits on test images."
     sessions, totals = (onnx_session(path), onnx_session(quantized)), dict[str, float]()
     for images, labels in zip(test.images.split(100), test.labels.split(100)):
         images = to_bytes_of_size(images.cpu(), model.config.image_size)
@@ -426,21 +426,24 @@ def compare_quantized(
 # %% ../nbs/51_export.ipynb #e1b85bf9
 Target = Literal["onnx", "timm", "transformers"]
 
-#: Packages of the extra `export` that each target needs.
+#: Packages from the extra `export` that each target needs.
 PACKAGES = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "timm": ("timm",),
     "transformers": ("transformers",),
 }
 
-#: Largest difference between their outputs and ours for which an export is kept.
+#: Largest difference between their outputs and ours at which an export is kept.
 TOLERANCE = 1e-5
 
 
 def check_target(
     model: MAE | Classifier, to: str, out: Path, attentions: bool, test: ImageData | None
 ) -> None:
-    "Raise `InputError` if the target cannot represent the model or an option."
+    """Raise `InputError` if the target cannot represent the model or an option.
+
+    It is also raised if the target is unknown or `out` exists already.
+    """
     config = model.config
     if to not in PACKAGES:
         raise InputError(f"cannot export to {to!r}: choose 'onnx', 'timm' or 'transformers'")
@@ -476,7 +479,7 @@ def write_draft(model: MAE | Classifier, to: Target, out: Path, attentions: bool
 def largest_difference(
     model: MAE | Classifier, to: Target, out: Path, attentions: bool, batch: int
 ) -> float:
-    "Run the draft and our model on random images, and return the largest difference."
+    "Return the largest difference between the draft's outputs and ours on random images."
     config, generator = model.config, torch.Generator().manual_seed(batch)
     shape = (batch, 3, config.image_size, config.image_size)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
@@ -500,17 +503,17 @@ def export_model(
     model: MAE | Classifier,
     to: Target,
     out: str | Path,  # file to write for "onnx", folder for the others; must not exist
-    attentions: bool = False,  # only for "onnx": return the attention weights too
+    attentions: bool = False,  # only for "onnx": also return the attention weights
     int8: ImageData | None = None,  # only for "onnx": write 8-bit weights, tested on these images
-) -> dict[str, float]:  # "difference" of float32 to ours; with `int8` its accuracy, too
+) -> dict[str, float]:  # "difference" from our outputs; with `int8`, also accuracies or a cosine
     """Write a model for another program, and check that it computes the same there.
 
     A classifier returns logits. An autoencoder returns embeddings (of all tokens in "onnx", of the
-    dummy patch in "timm"); for "transformers" its decoder is included. Images that are not square
-    must be cropped or padded as in training: this is recorded for "timm", and as text for "onnx",
-    whose input is square; "transformers" squeezes them, so give it square ones. Raises `InputError`
-    if the target cannot represent the model, if the extra `export` is not installed, or if the
-    outputs differ.
+    dummy patch in "timm"); for "transformers", its decoder is included. Images that are not square
+    must be cropped or padded as in training: the settings for "timm" and the metadata for "onnx",
+    whose input is square, record this; "transformers" squeezes them, so give it square ones. Raises
+    `InputError` if `out` exists, if the target cannot represent the model, if the extra `export` is
+    not installed, or if the outputs differ.
     """
     out, model = Path(out), copy.deepcopy(model).cpu().eval()
     check_target(model, to, out, attentions, int8)

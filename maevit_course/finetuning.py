@@ -31,8 +31,8 @@ from .training import Recipe, RunOptions, Task, Trainer
 def classification_loss(
     model: Classifier,
     images: Tensor,  # (B, 3, S, S), normalised
-    labels: Tensor,  # (B,) int64, or (B, classes) of probabilities
-    class_weights: Tensor | None = None,  # (classes,)
+    labels: Tensor,  # (B,) int64, or probabilities (B, classes)
+    class_weights: Tensor | None = None,  # (classes,): weights of the classes; all 1 if None
     label_smoothing: float = 0.0,  # fraction of the label spread over all classes
     keep: Tensor | None = None,  # (B, K) int64: patches to read; None reads all
 ) -> dict[str, Tensor]:  # scalars: "loss" and "accuracy"
@@ -65,7 +65,7 @@ def balanced_class_weights(
     labels: Tensor,  # (N,) int64
     n_classes: int,
 ) -> Tensor:  # (n_classes,) float32, on the labels' device
-    "Return weights that give every class the same weight in the loss, whatever its image count."
+    "Return weights that make every class count equally in the loss, whatever its image count."
     classes = torch.arange(n_classes, device=labels.device)
     counts = (labels[:, None] == classes).sum(0)  # (n_classes,)
     return len(labels) / (n_classes * counts.clamp(min=1))
@@ -102,10 +102,10 @@ class FinetuneRecipe(Recipe):
 
     epochs: int = 300  # passes over the training images
     warmup_epochs: float = 20  # epochs of linear warm-up
-    batch_size: int = 768  # images per step
+    batch_size: int = 768  # number of images per step
     base_lr: float = 1e-3  # learning rate for a batch of 256 (Eq. 2)
-    layer_decay: float = 0.75  # learning rate relative to the layer above; no decay from scratch
-    freeze: int = 0  # lowest layers to keep fixed, with the embedding; -1 for the whole encoder
+    layer_decay: float = 0.75  # learning rate relative to the layer above; 1 from scratch
+    freeze: int = 0  # number of lowest layers to freeze, with the embedding; -1: whole encoder
     # smallest and largest fraction of the area that a random crop keeps
     crop_scale: tuple[float, float] = (0.8, 1.0)
     auto_augment: bool = True  # AutoAugment with the policy for CIFAR-10
@@ -113,7 +113,7 @@ class FinetuneRecipe(Recipe):
     cutmix: float = 0.0  # parameter α of CutMix; 0 for none
     label_smoothing: float = 0.0  # fraction of the label spread over all classes
     patch_dropout: float = 0.0  # fraction of the patches to drop in a training step
-    patch_dropout_until: float = 1.0  # fraction of the epochs with patch dropout
+    patch_dropout_until: float = 1.0  # fraction of the epochs, from the first, with patch dropout
     class_weights: bool = False  # give every class the same weight in the loss
     test_every: int = 1  # epochs between tests; the last epoch is always tested
     # sizes for training from scratch, and dropout; pre-trained weights bring their own sizes
@@ -130,7 +130,7 @@ class FinetuneRecipe(Recipe):
         return RandomResizedCropFlip(self.model.image_size, self.crop_scale, flip, world)
 
     def from_scratch(self) -> "FinetuneRecipe":
-        "Return this recipe without layer-wise decay, because there are no trained layers to keep."
+        "Return this recipe without layer-wise decay, as there are no trained layers to preserve."
         return replace(self, layer_decay=1.0)
 
     def task_hooks(self, data: ImageData, world: World = World()) -> list[Hook]:
@@ -149,7 +149,10 @@ class FinetuneRecipe(Recipe):
         start: MAE | None = None,  # pre-trained model; random weights if None
         world: World = World(),
     ) -> Task:
-        "Return what `Trainer` needs for fine-tuning."
+        """Return what `Trainer` needs for fine-tuning.
+
+        Raises `InputError` if `freeze` exceeds the number of layers.
+        """
         set_seed(self.seed, "weights")
         classifier = Classifier(self.model.encoder(), data.classes, self.model)
         classifier.fit = data.fit
@@ -205,9 +208,12 @@ FINETUNE_RECIPES = {
 # %% ../nbs/24_finetuning.ipynb #b7d10a16
 def freeze(
     classifier: Classifier,
-    layers: int,  # as in the recipe
+    layers: int,  # number of layers; 0 freezes nothing, -1 the whole encoder
 ) -> None:
-    "Freeze the lowest layers of the encoder. Raises `InputError` if it has fewer layers."
+    """Freeze the embedding and the lowest layers of the encoder, and let all other weights train.
+
+    Raises `InputError` if the encoder has fewer layers.
+    """
     depth = classifier.config.depth
     if layers > depth:
         raise InputError(
@@ -223,7 +229,7 @@ def freeze(
 def score(
     classifier: Classifier,
     test: ImageData,
-    precision: Precision = "auto",  # as in a recipe
+    precision: Precision = "auto",  # numerical precision, as in a recipe
 ) -> dict[str, float]:  # "test_accuracy" (0..1) and "test_loss"
     "Return the accuracy and cross-entropy on whole test images."
     logits = classifier.predict_logits(test.images, precision=precision)
@@ -235,7 +241,11 @@ def score(
 
 # %% ../nbs/24_finetuning.ipynb #24d46c9b
 def check_labels(train: ImageData, test: ImageData) -> None:
-    "Raise `InputError` for fewer than two classes, or a test class without training images."
+    """Raise `InputError` unless a classifier can be trained and tested on these images.
+
+    Labels must exist, for at least two classes, which are the same in both sets. Each class in the
+    test images needs training images.
+    """
     train.require_labels()
     if len(train.classes) < 2:
         raise InputError(
@@ -257,12 +267,12 @@ def check_labels(train: ImageData, test: ImageData) -> None:
 # %% ../nbs/24_finetuning.ipynb #42593366
 def finetune(
     train: ImageData,
-    test: ImageData,  # images for the tests during and after training
+    test: ImageData,  # test images, used during and after training
     recipe: FinetuneRecipe = FinetuneRecipe(),
     out: str | Path = "runs/finetune",  # folder of the run
-    weights: str | Path | None = None,  # pre-trained, see `load_model`; None trains from scratch
+    weights: str | Path | None = None,  # pre-trained weights, see `load_model`; None: from scratch
     options: RunOptions = RunOptions(),  # resume, device, …
-) -> Classifier:  # trained, in evaluation mode, on the device; saved as `out`/model.safetensors
+) -> Classifier:  # in evaluation mode, on the device; also saved as `out`/model.safetensors
     """Fine-tune the encoder with a linear layer on top (Section 3.3).
 
     Raises `InputError`, `RunStopped` or `DivergedError`, as `Trainer.fit` does.

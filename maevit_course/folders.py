@@ -56,7 +56,7 @@ IMAGE_EXTENSIONS = {
 def only_images(found: Sequence[Path], folder: Path) -> tuple[Path, ...]:
     """Return the image files among the files found in a folder, and warn about the others.
 
-    Raises `InputError` if there is no image, or a broken link.
+    Raises `InputError` if there are no images, or if a symbolic link is broken.
     """
     images = tuple(file for file in found if file.suffix.lower() in IMAGE_EXTENSIONS)
     if broken := [file for file in found if file.is_symlink() and not file.exists()]:
@@ -113,12 +113,12 @@ def with_classes(
     return ImageFiles(tuple(files), torch.tensor([number[name] for name in names]), classes)
 
 # %% ../nbs/73_folders.ipynb #da9b2693
-#: Names of the folder with test images. The first one that exists is used.
+#: Possible names of the folder with test images; the first that exists is used.
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 
 def find_split(folder: Path) -> ImageFiles:
-    "List the images in `folder`/<class>/*, or in `folder` itself, without labels."
+    "List the images in `folder`/<class>/*, or, without labels, those in `folder` itself."
     inside = sorted(path for path in folder.iterdir() if path.name[0] != ".")
     classes = tuple(path.name for path in inside if path.is_dir())
     if not classes:
@@ -134,7 +134,7 @@ def find_images(
     """List the images of a folder of any layout.
 
     The layouts are train/* with test/* or val/*; <class>/*; and any other, without labels. Raises
-    `InputError` if there are no images, or if only one of train/* and test/* exists.
+    `InputError` if there are no images, if train/* lacks test images, or if test/* lacks train/*.
     """
     if not any((folder / name).is_dir() for name in ("train", "test")):
         return find_whole(folder), None
@@ -149,7 +149,7 @@ def find_images(
 
 # %% ../nbs/73_folders.ipynb #1cbef4e7
 def csv_rows(path: Path) -> Iterator[tuple[int, str, str]]:  # line number, path, label
-    "Yield the rows of a CSV file. Raises `InputError` if it is unreadable or incomplete."
+    "Yield the rows of a CSV file. Raises `InputError` if the file is unreadable or incomplete."
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -175,7 +175,11 @@ def class_order(name: str) -> tuple:
 
 # %% ../nbs/73_folders.ipynb #dc848edb
 def read_csv(path: Path) -> ImageFiles:  # path: a CSV file with the columns path and label
-    "List the images in a CSV file. Raises `InputError` if a file is missing or listed twice."
+    """List the images that a CSV file names.
+
+    Raises `InputError` if the CSV file is unreadable, incomplete or empty, or if an image file is
+    missing or listed twice.
+    """
     labels: dict[Path, str] = {}
     for line, name, label in csv_rows(path):
         file = path.parent / name
@@ -193,7 +197,7 @@ def read_csv(path: Path) -> ImageFiles:  # path: a CSV file with the columns pat
     return with_classes(list(labels), list(labels.values()), classes)
 
 # %% ../nbs/73_folders.ipynb #ae1e9e7a
-#: Fewer files than this are read without a progress bar and without the cache.
+#: Number of files from which a progress bar and the cache are used.
 MANY_FILES = 100
 
 
@@ -202,7 +206,7 @@ def for_each(
     n: int,
     what: str,  # description of the work for the progress bar
 ) -> None:
-    "Call `work(i)` for each i from 0 to n - 1 in several threads; show progress if n is large."
+    "Call `work(i)` for each i from 0 to n - 1 in several threads, and show progress for large n."
 
     def finished(pool: ThreadPoolExecutor) -> Iterator[None]:
         for start in range(0, n, 256):  # so that only a few calls are queued at a time
@@ -237,7 +241,7 @@ def decode_files(
 
 # %% ../nbs/73_folders.ipynb #dc4be72e
 def image_sizes(files: Sequence[Path]) -> list[tuple[int, int] | None]:
-    "Return the width and height of each image file, or None if it cannot be read."
+    "Return the width and height of each image file, with None for a file that cannot be read."
     sizes: list[tuple[int, int] | None] = [None] * len(files)
 
     def measure(i: int) -> None:
@@ -250,7 +254,7 @@ def image_sizes(files: Sequence[Path]) -> list[tuple[int, int] | None]:
 
 
 def common_size(files: Sequence[Path], fit: Fit = "crop") -> int:  # side in pixels
-    "Return the side of the images if all have the same size, at most 64; otherwise 64."
+    "Return the side for the squares: that of the images, at most 64; 64 if their sizes differ."
     sizes = {size for size in image_sizes(files) if size is not None}
     if len(sizes) != 1:
         return 64
@@ -259,7 +263,11 @@ def common_size(files: Sequence[Path], fit: Fit = "crop") -> int:  # side in pix
 
 # %% ../nbs/73_folders.ipynb #6f0d5940
 def cache_folder() -> Path | None:
-    "Return the folder for decoded images, or None if `MAEVIT_CACHE` turns the cache off."
+    """Return the folder for decoded images, or None if there is no cache.
+
+    The environment variable `MAEVIT_CACHE` names the folder, or turns the cache off if it is "0" or
+    an empty string.
+    """
     chosen = os.environ.get("MAEVIT_CACHE")
     if chosen is not None:
         return Path(chosen) if chosen not in ("", "0") else None
@@ -286,7 +294,7 @@ def read_cached(
     key: str,  # see `files_key`
     n: int,  # number of images
 ) -> Tensor | None:  # (N, 3, S, S) uint8; None if absent, outdated or damaged
-    "Read the images in an entry of the cache, if it has this key and is not damaged."
+    "Read the images from an entry of the cache, if it has this key and is not damaged."
     try:
         with open(entry, "rb") as file:
             if file.read(len(key)) != key.encode():
@@ -327,7 +335,7 @@ def write_cached(
 # %% ../nbs/73_folders.ipynb #92db30a8
 def read_pixels(
     files: Sequence[Path],
-    source: str,  # where the files come from; each source has its own entry in the cache
+    source: str,  # origin of the files; each source has its own entry in the cache
     size: int | None,  # side in pixels; None for their `common_size`
     fit: Fit,
     decode: Decode,

@@ -27,23 +27,23 @@ class Hook:
     """
 
     def on_start(self, learner: Any) -> None:
-        "Called once, before a checkpoint is loaded."
+        "Prepare for the training, once, before a checkpoint is loaded."
 
     def on_batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        "Called with each batch; returns the batch to train on."
+        "Return the batch to train on, given a batch of normalised images and their labels."
         return images, labels
 
     def after_backward(self, learner: Any) -> None:
-        "Called when the gradients of a step are complete."
+        "Act on the gradients of a step once they are complete."
 
     def after_step(self, learner: Any) -> None:
-        "Called after each step of the optimizers."
+        "Act on the weights after each step of the optimizers."
 
     def after_epoch(self, learner: Any, record: dict) -> None:
-        "Called with the log line of each epoch, before it is written; may add to it."
+        "Read or extend the log line of an epoch before it is written."
 
     def result(self) -> nn.Module | None:
-        "Return the model to evaluate and save, if it is not the trained one."
+        "Return the model to evaluate and save, or None for the trained one."
         return None
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ class Hook:
 
 # %% ../nbs/25_hooks.ipynb #11934810
 class ClipGradients(Hook):
-    "Scale gradients down to a maximum norm, except gradients that have overflowed."
+    "Gradient clipping to a maximum norm, except for gradients that have overflowed."
 
     def __init__(self, largest: float):
         self.largest = largest
@@ -67,7 +67,7 @@ class ClipGradients(Hook):
 
 # %% ../nbs/25_hooks.ipynb #edd894a9
 class EMA(Hook):
-    "Average the weights over the steps with exponential decay; the average is tested and saved."
+    "An exponential moving average of the weights over the steps, which is tested and saved."
 
     def __init__(self, decay: float):
         self.decay = decay
@@ -76,7 +76,7 @@ class EMA(Hook):
         self.averaged, self.steps = copy.deepcopy(learner.model), 0
 
     def after_step(self, learner: Any) -> None:
-        # like `AveragedModel`, but its counter is a tensor, for which the CPU would wait
+        # not with `AveragedModel`, whose counter is a tensor, for which the CPU would wait
         average = get_ema_multi_avg_fn(self.decay if self.steps else 0.0)
         average(list(self.averaged.parameters()), list(learner.model.parameters()), None)
         self.steps += 1
@@ -95,7 +95,7 @@ class EMA(Hook):
 
 # %% ../nbs/25_hooks.ipynb #d4f8ade3
 class Mix(Hook):
-    """Mix pairs of images and their labels with mixup, CutMix, or either at random.
+    """Mixup or CutMix of pairs of images and their labels; with both, either at random.
 
     Each process mixes its own part of a batch, so the number of processes changes the result.
     """
@@ -116,16 +116,16 @@ class Mix(Hook):
 
 # %% ../nbs/25_hooks.ipynb #2a430617
 class PatchDropout(Hook):
-    """Let a classifier train on a random part of the patches during the first epochs.
+    """Training of a classifier on a random subset of the patches during the first epochs.
 
     Raises `InputError` if the ratio drops no patch or all of them.
     """
 
     def __init__(
         self,
-        n: int,  # patches per image
+        n: int,  # number of patches per image
         ratio: float,  # fraction of the patches to drop
-        epochs: int,  # later epochs read all patches
+        epochs: int,  # number of epochs with patch dropout; later ones read all patches
         world: World = World(),
     ):
         if not 0 < int(n * ratio) < n:
@@ -143,7 +143,7 @@ class PatchDropout(Hook):
         return images, labels
 
     def draw(self, images: Tensor) -> Tensor | None:  # (B, K) int64; None for all patches
-        "Draw at random which patches of each image are read."
+        "Draw at random the indices of the patches to read in each image."
         if not self.active:
             return None
         noise = self.world.rows(
@@ -153,7 +153,10 @@ class PatchDropout(Hook):
 
 # %% ../nbs/25_hooks.ipynb #93645201
 class TensorBoard(Hook):
-    "Write the log for TensorBoard, for which the package `tensorboard` must be installed."
+    """The log of a run, written for TensorBoard.
+
+    Raises `InputError` if the package `tensorboard` cannot be imported.
+    """
 
     def __init__(self, folder: Path):
         try:

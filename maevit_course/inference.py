@@ -35,8 +35,8 @@ from .weights import write_atomically
 
 # %% ../nbs/76_inference.ipynb #576cbbc8
 def find_images(
-    paths: Iterable[str | Path],  # files, and folders to search with all their sub-folders
-) -> list[Path]:  # without repetitions
+    paths: Iterable[str | Path],  # files, and folders to search with all their subfolders
+) -> list[Path]:  # image files without duplicates
     "List the image files. Raises `InputError` if a path does not exist, or if there are no images."
     given, found = [Path(path) for path in paths], list[Path]()
     for path in given:
@@ -54,7 +54,7 @@ def find_images(
 
 # %% ../nbs/76_inference.ipynb #019b19a8
 def read_or_reason(path: Path, size: int, fit: Fit) -> Tensor | str:
-    "Return a file as a normalised image (1, 3, size, size), or the reason why it is unreadable."
+    "Return a file's normalised image, (1, 3, size, size), or the reason why it is unreadable."
     try:
         return preprocess([path], size, fit=fit)
     except InputError as error:
@@ -64,11 +64,11 @@ def read_or_reason(path: Path, size: int, fit: Fit) -> Tensor | str:
 def read_batches(
     files: Sequence[Path],
     size: int,  # side that the model expects, in pixels
-    progress: bool | None = None,  # see `progress_style`
-    batch_size: int = 100,
-    fit: Fit = "crop",  # as in `preprocess`
+    progress: bool | None = None,  # whether to show a bar; see `progress_style`
+    batch_size: int = 100,  # number of files per batch
+    fit: Fit = "crop",  # images that are not square: "crop" the middle, or "pad" with grey
 ) -> Iterator[tuple[list[Path], Tensor]]:  # files, and images (B, 3, size, size), normalised
-    """Yield images in batches, with a progress bar if there are several.
+    """Yield images in batches, with a progress bar if there are several batches.
 
     Unreadable files are left out, and a warning at the end names them. Raises `InputError` if no
     file can be read.
@@ -89,7 +89,7 @@ def read_batches(
 
 # %% ../nbs/76_inference.ipynb #0115a7f8
 def warn_of_unreadable(reasons: list[str], n: int) -> None:
-    "Warn about files that were left out. Raises `InputError` if all `n` files were."
+    "Warn about files that were left out. Raises `InputError` if all `n` files were left out."
     if not reasons:
         return
     if len(reasons) == n:
@@ -103,12 +103,12 @@ def predict_files(
     classifier: Classifier,
     paths: Iterable[str | Path],  # image files, and folders with images
     top: int = 3,  # number of classes per image
-    precision: Precision = "auto",  # as in a recipe
-    progress: bool | None = None,  # show a progress bar; by default in a terminal or notebook
+    precision: Precision = "auto",  # precision of the computation, as in a recipe
+    progress: bool | None = None,  # whether to show a bar; by default in a terminal or notebook
 ) -> list[dict[str, Any]]:  # "path", "classes" and "probabilities" (0 to 1), best first
-    """Classify image files; the memory needed does not depend on their number.
+    """Classify image files without holding all images in memory at once.
 
-    Unreadable files are left out, with a warning. Raises `InputError` if there are no images, if
+    Unreadable files are left out, with a warning. Raises `InputError` if no image can be read, if
     `top` is not between 1 and the number of classes, or if the model has no classes.
     """
     if not isinstance(classifier, Classifier):
@@ -134,7 +134,7 @@ def predict_files(
 
 # %% ../nbs/76_inference.ipynb #d741aa69
 def save_predictions(rows: list[dict[str, Any]], out: Path) -> None:
-    "Write the result of `predict_files` as .csv or .json."
+    "Write the result of `predict_files` to a .csv or .json file."
     if out.suffix == ".json":
         text = json.dumps(rows, indent=1, ensure_ascii=False)
     else:
@@ -149,7 +149,7 @@ def save_predictions(rows: list[dict[str, Any]], out: Path) -> None:
 
 
 def csv_text(lines: Iterable[Sequence[Any]]) -> str:
-    "Return lines as the text of a CSV file."
+    "Return rows as a string in CSV format."
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(lines)
     return file.getvalue()
@@ -168,12 +168,12 @@ def embed_files(
     model: MAE | Classifier,
     paths: Iterable[str | Path],  # image files, and folders with images
     pool: Literal["mean", "dummy", "patches"] = "mean",  # "dummy" is the class token
-    progress: bool | None = None,  # show a progress bar; by default in a terminal or notebook
+    progress: bool | None = None,  # whether to show a bar; by default in a terminal or notebook
 ) -> tuple[list[Path], Tensor]:  # files, and float32 (n, D) on the CPU; with "patches" (n, N, D)
     """Embed image files, with all their patches visible.
 
-    Unreadable files are left out, with a warning. Raises `InputError` if there are no images, or
-    if `pool` is unknown.
+    Unreadable files are left out, with a warning. Raises `InputError` if no image can be read,
+    or if `pool` is unknown.
     """
     pools = {
         "mean": lambda tokens: tokens[:, :-1].mean(1),
@@ -193,7 +193,7 @@ def embed_files(
 
 # %% ../nbs/76_inference.ipynb #76fa50fd
 def save_embeddings(files: Sequence[Path], features: Tensor, out: Path) -> None:
-    'Write paths and embeddings as .npz ("paths", "features") or .csv.'
+    'Write paths and embeddings to an .npz file ("paths", "features") or a .csv file.'
     paths = [str(file) for file in files]
     if out.suffix == ".csv":
         header = ["path", *range(features.shape[1])]
@@ -210,7 +210,7 @@ def nearest(
     query: Tensor,  # (D,)
     features: Tensor,  # (n, D)
     k: int,  # maximum number of neighbours
-) -> tuple[Tensor, Tensor]:  # cosine similarities and indices, (k,) each, nearest first
+) -> tuple[Tensor, Tensor]:  # cosine similarities and indices, nearest first; at most k each
     "Find the embeddings that are most similar to `query`, after subtracting their mean."
     centre = features.mean(0)
     similarity = F.normalize(features - centre, dim=1) @ F.normalize(query - centre, dim=0)
@@ -222,12 +222,12 @@ def show_neighbours(
     image: str | Path,  # image file whose neighbours are drawn
     files: Sequence[Path],  # as returned by `embed_files`
     features: Tensor,  # (n, D), as returned by `embed_files`
-    pool: Literal["mean", "dummy"] = "mean",  # as in `embed_files`
-    n: int = 9,  # number of neighbours
+    pool: Literal["mean", "dummy"] = "mean",  # pool that made the embeddings
+    n: int = 9,  # maximum number of neighbours
 ) -> plt.Figure:
     """Draw an image and the files whose embeddings are nearest to its own.
 
-    Raises `InputError` if there is no other file, or if the embeddings are those of patches.
+    Raises `InputError` if `files` holds no other image, or if the embeddings are those of patches.
     """
     if features.ndim != 2 or pool not in ("mean", "dummy"):
         raise InputError(

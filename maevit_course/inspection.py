@@ -30,7 +30,7 @@ from .weights import MODEL, bundled_weights, read_weights
 
 # %% ../nbs/74_inspection.ipynb #9677cd32
 def original_sizes(
-    source: str,  # as in `load_data`
+    source: str,  # name or path of the data set, as `load_data` takes it
     parts: Sequence[ImageData],  # training and test images, as `load_data` read them
 ) -> Counter[tuple[int, int]]:  # number of images for each (width, height)
     "Count the sizes of the images before they are made square."
@@ -49,7 +49,7 @@ def original_sizes(
 
 
 def most_common(counts: Counter[Any] | dict[Any, int], shown: int = 5) -> str:
-    "Return the most frequent names and their counts as text, and how many more there are."
+    "Return a string of the most frequent names with their counts, and the number of the others."
     found = Counter(counts).most_common()
     parts = [f"{name} ({n:,})" for name, n in found[:shown]]
     if len(found) > shown:
@@ -61,9 +61,9 @@ def pretraining_plan(
     data: ImageData,  # training images
     recipe: PretrainRecipe,
     device: torch.device,
-    seconds: float,  # shortest time for each measurement
+    seconds: float,  # minimum duration of each measurement, in seconds
 ) -> dict[str, str]:
-    "Describe in words what pre-training does with a data set, and estimate the time it takes here."
+    "Describe what pre-training does with a data set, and estimate the time that it takes here."
     model, n = recipe.model, min(recipe.batch_size, len(data))
     timed = min(n, 64) if device.type == "cpu" else n
     with warnings.catch_warnings():
@@ -83,13 +83,13 @@ def pretraining_plan(
 
 # %% ../nbs/74_inspection.ipynb #a1514d06
 def patch_for(side: int) -> int:
-    "Return the patch size that divides an image into a grid of about 12 × 12 patches."
+    "Return the patch size, in pixels, whose grid of patches comes closest to 12 × 12."
     sizes = [patch for patch in range(1, side + 1) if side % patch == 0]
     return min(sizes, key=lambda patch: (abs(side // patch - 12), -patch))
 
 # %% ../nbs/74_inspection.ipynb #e2718c8f
 def size_advice(
-    sizes: Counter[tuple[int, int]],  # see `original_sizes`
+    sizes: Counter[tuple[int, int]],  # number of images for each (width, height)
     side: int,  # side of the data set's squares, in pixels
     model: ModelConfig,
     fit: Fit,
@@ -189,7 +189,7 @@ def inspect_data(
 
 # %% ../nbs/74_inspection.ipynb #88366654
 def is_trained(source: str) -> bool:
-    "Return whether a source is a file of weights or the folder of a run, and not a data set."
+    "Return whether a source names weights or the folder of a run, and not a data set."
     path = Path(source)
     inside = any((path / name).is_file() for name in (MODEL, "config.json"))
     named = not path.exists() and source in bundled_weights()
@@ -197,7 +197,10 @@ def is_trained(source: str) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    "Return the settings of the run in a folder, or {} if it has none."
+    """Return the settings of the run in a folder, or {} if it holds none.
+
+    Raises `InputError` if config.json is damaged or was not written by a run.
+    """
     file = folder / "config.json"
     if not file.is_file():
         return {}
@@ -211,9 +214,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 # %% ../nbs/74_inspection.ipynb #ae43df98
 def describe_training(
-    recipe: dict[str, Any],  # as saved by a run or in a file of weights
-    config: dict[str, Any],  # settings of the run, or {}
-    history: Sequence[dict[str, Any]],  # its log; empty if there is none
+    recipe: dict[str, Any],  # recipe as saved by a run or in a weights file; {} if unknown
+    config: dict[str, Any],  # settings of the run; {} if there are none
+    history: Sequence[dict[str, Any]],  # log of the run; empty if there is none
 ) -> list[tuple[str, str]]:  # name and text of each line
     "Describe how a model was trained."
     lines = []
@@ -234,7 +237,7 @@ def describe_training(
 
 # %% ../nbs/74_inspection.ipynb #780bfec1
 def usage(model: Any, source: str) -> list[tuple[str, str]]:  # name and text of each line
-    "Return the commands and the Python code that use a trained model."
+    "Return the commands and the Python code for using a trained model."
     name = shlex.quote(source)
     given = f"--weights {name} --data DATA"
     if isinstance(model, Classifier):
@@ -283,13 +286,13 @@ def inspect_trained(source: str) -> list[tuple[str, str]]:  # name and text of e
 
 # %% ../nbs/74_inspection.ipynb #22f7b7af
 def inspect_source(
-    source: str | Path,  # a data set as in `load_data`, or weights as in `load_model`
+    source: str | Path,  # data set for `load_data`, or weights or a run for `load_model`
     recipe: PretrainRecipe = PretrainRecipe(),  # recipe of the pre-training of a data set
     size: int | None = None,  # side in pixels to which image files are scaled
     fit: Fit = "crop",  # how to make images square: "crop" the middle, or "pad" with grey
     device: torch.device | str = "auto",  # device for the timed steps
     seconds: float = 1.0,  # minimum duration of each of three measurements
-) -> str:  # text of several lines
+) -> str:  # description of several lines
     """Describe a data set and what pre-training does with it, or describe weights or a run.
 
     Raises `InputError` if the source does not exist or is damaged.

@@ -28,7 +28,7 @@ from .patches import patchify
 # %% ../nbs/31_interpretation.ipynb #d645bd36
 @contextmanager
 def recorded(modules: Iterable[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    "Collect the input and output of each module, in the order of the calls, inside a `with`."
+    "Collect the input and output of each module, in the order of the calls, inside a `with` block."
     calls: list[tuple[Tensor, Tensor]] = []
 
     def remember(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -46,7 +46,10 @@ Part = Literal["encoder", "decoder"]
 
 
 def get_part(model: MAE | Classifier, part: Part) -> Encoder | Decoder:
-    "Return the encoder or decoder. Raises `InputError` if the model has no such part."
+    """Return the encoder or the decoder of a model.
+
+    Raises `InputError` if the model has no such part.
+    """
     parts = [name for name in ("encoder", "decoder") if hasattr(model, name)]
     if part not in parts:
         raise InputError(f"a {model.kind} has no part {part!r}: choose one of {parts}")
@@ -55,7 +58,7 @@ def get_part(model: MAE | Classifier, part: Part) -> Encoder | Decoder:
 # %% ../nbs/31_interpretation.ipynb #8e102f38
 def position_similarity(
     model: MAE | Classifier,
-    part: Part = "encoder",  # or "decoder", which has embeddings of its own
+    part: Part = "encoder",  # "encoder" or "decoder"; each has its own embeddings
 ) -> Tensor:  # (N, N), 1 on the diagonal
     """Return the cosine similarity of the positional embeddings of all pairs of patches.
 
@@ -67,9 +70,12 @@ def position_similarity(
 
 # %% ../nbs/31_interpretation.ipynb #a4bf15d3
 def grid_distance(
-    n_patches: int,  # N, a square number
+    n_patches: int,  # number of patches N, a square number
 ) -> Tensor:  # (N, N), in patches
-    "Return the distance between the centres of all pairs of patches of a square image."
+    """Return the distances between the centres of all pairs of patches of a square image.
+
+    Raises `InputError` unless N is a square number.
+    """
     side = round(n_patches**0.5)
     if side * side != n_patches:
         raise InputError(f"{n_patches} patches form no square grid: give the maps of whole images")
@@ -80,7 +86,7 @@ def grid_distance(
 def attention_weights(
     qkv: Tensor,  # (B, T, 3D): the output of a layer's `qkv`
     heads: int,  # H
-) -> Tensor:  # (B, H, T, T): one row per query, sums to 1
+) -> Tensor:  # (B, H, T, T): one row per query, which sums to 1
     "Compute attention weights from queries and keys."
     q, k, _ = rearrange(qkv.float(), "B T (three H d) -> three B H T d", three=3, H=heads)
     return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
@@ -92,7 +98,7 @@ def attention_maps(
     images: Tensor,  # (B, 3, H, W) uint8
     keep: Tensor | None = None,  # (B, K) int64: visible patches; None for all
     part: Part = "encoder",
-) -> Tensor:  # (L, B, heads, T, T): one row per query, sums to 1
+) -> Tensor:  # (L, B, heads, T, T): one row per query, which sums to 1
     """Return the attention weights of every layer and head, on the model's device.
 
     The T tokens are the visible patches in the order of `keep` and the dummy patch; in the
@@ -115,9 +121,9 @@ def attention_maps(
 def attention_distance(
     maps: Tensor,  # (..., N+1, N+1): weights of whole images, the dummy patch last
 ) -> Tensor:  # (...), in patches
-    """Return the mean distance between a patch and the patches it attends to.
+    """Return the mean distance of a patch from those it attends to, weighted by attention.
 
-    The dummy patch does not count. Raises `InputError` unless the patches form a square grid.
+    The dummy patch is left out. Raises `InputError` unless the patches form a square grid.
     """
     weights = maps[..., :-1, :-1]  # (..., N, N)
     weights = weights / weights.sum(-1, keepdim=True)
@@ -126,7 +132,7 @@ def attention_distance(
 
 # %% ../nbs/31_interpretation.ipynb #da4069c9
 def rollout(
-    maps: Tensor,  # (L, B, heads, T, T), as `attention_maps` returns them
+    maps: Tensor,  # (L, B, heads, T, T): weights from `attention_maps`
 ) -> Tensor:  # (B, T, T): rows sum to 1
     """Follow the attention through all layers (attention rollout, Abnar and Zuidema 2020).
 
@@ -146,7 +152,7 @@ def layer_tokens(
     model: MAE | Classifier,
     images: Tensor,  # (B, 3, H, W) uint8
 ) -> list[Tensor]:  # L+2 tensors (B, N+1, D), the dummy patch last
-    "Return the encoder's tokens before the first layer, after each, and its output."
+    "Return the encoder's tokens before the first layer and after each layer, and its output."
     model.eval()
     parts = []
     for part in images.split(500):
@@ -160,9 +166,9 @@ def layer_tokens(
 def patch_features(
     model: MAE | Classifier,
     images: Tensor,  # (B, 3, H, W) uint8
-    layer: int | None = None,  # 0 for embedded patches, l for after layer l, None for the output
+    layer: int | None = None,  # 0: embedded patches, l: after layer l, None: output
 ) -> Tensor:  # (B, N, D) float32: patches in reading order
-    """Return the features of all patches, with all of them visible.
+    """Return the features of each patch, with all patches visible.
 
     Raises `InputError` if the encoder has no such layer.
     """
@@ -201,8 +207,8 @@ def cka(
 ) -> float:  # from 0 to 1
     """Return the linear centred kernel alignment of two sets of features (Kornblith et al. 2019).
 
-    It ignores rotations and scale. Raises `InputError` if the numbers of examples differ, or if
-    all examples of a set are equal.
+    It is invariant to rotation and scaling. Raises `InputError` if the numbers of examples differ,
+    or if all examples of a set are equal.
     """
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
         raise InputError(
@@ -227,9 +233,9 @@ def error_by_mask(
     images: Tensor,  # (B, 3, H, W) uint8
     ratios: Sequence[float],  # fractions of the patches to mask
     noise: Tensor | None = None,  # (N,) or (B, N): the largest are masked first; None draws it
-    seed: int = 0,  # seed of the drawn masks
+    seed: int = 0,  # seed of the noise, if it is drawn
 ) -> dict[str, list[float]]:  # "masked" and "visible": mean squared error for each ratio
-    """Return the reconstruction error against the mask ratio, for the same order of patches.
+    """Return the reconstruction error at each mask ratio, with the same order of masking.
 
     The errors are those of normalised pixels, as in Eq. 1. Raises `InputError` for noise of
     a different shape, and for a ratio that masks no patch or all of them.

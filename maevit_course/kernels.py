@@ -36,7 +36,7 @@ def dropout_mask(
 
 # %% ../nbs/63_kernels.ipynb #dce7896a
 class MaskedScale(torch.autograd.Function):
-    "Apply dropout with `dropout_mask`, in one pass over the memory in each direction."
+    "Dropout with `dropout_mask`, in one pass over the memory in each direction."
 
     @staticmethod
     def forward(ctx, x: Tensor, p: float) -> Tensor:
@@ -54,7 +54,7 @@ def dropout(
     x: Tensor,  # any shape
     p: float,  # probability of a zero; 0 returns `x` itself
 ) -> Tensor:  # shape of `x`; zero with probability `p`, else scaled by 1/(1 - p)
-    "Apply dropout, on the CPU with `MaskedScale` and on other devices with PyTorch's own."
+    "Apply dropout, with `MaskedScale` on the CPU and PyTorch's own function on other devices."
     if p == 0:
         return x
     return MaskedScale.apply(x, p) if x.device.type == "cpu" else F.dropout(x, p)
@@ -73,7 +73,7 @@ class Dropout(nn.Dropout):
 
 # %% ../nbs/63_kernels.ipynb #f7fc23e7
 class ReluDropout(torch.autograd.Function):
-    "Apply ReLU, then dropout; the backward pass needs only the result."
+    "ReLU followed by dropout; the backward pass needs only the result."
 
     @staticmethod
     def forward(ctx, x: Tensor, p: float) -> Tensor:
@@ -141,7 +141,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 # %% ../nbs/63_kernels.ipynb #f04dcd63
 def cpu_vendor() -> str:  # "AuthenticAMD", "GenuineIntel", …; empty if unknown
-    "Return the name of the maker of this computer's processor."
+    "Return the vendor of this computer's processor."
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("vendor_id"):
@@ -174,10 +174,10 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 # %% ../nbs/63_kernels.ipynb #f151f6bc
 def resolve_precision(
-    precision: Precision,  # as in a recipe
+    precision: Precision,  # precision as in a recipe, including "auto"
     device: torch.device,
 ) -> Precision:  # "fp32", "bf16" or "fp16"
-    """Replace "auto" by the fastest precision of the device.
+    """Replace "auto" with the fastest precision of the device.
 
     The fastest precision is bf16 where `has_fast_bf16` is true, fp16 on other GPUs of compute
     capability 7.0 or higher, and float32 elsewhere. Any other `precision` is returned unchanged.
@@ -191,7 +191,7 @@ def resolve_precision(
 # %% ../nbs/63_kernels.ipynb #d64e306f
 def autocast(
     device: torch.device,
-    precision: Precision,  # as in a recipe
+    precision: Precision,  # precision as in a recipe, including "auto"
 ) -> torch.autocast:
     "Return a context manager that runs matrix products in the given precision."
     resolved = resolve_precision(precision, device)
@@ -201,9 +201,9 @@ def autocast(
 # %% ../nbs/63_kernels.ipynb #e2a70c59
 def gradient_scaler(
     device: torch.device,
-    precision: Precision,  # as in a recipe
+    precision: Precision,  # precision as in a recipe, including "auto"
 ) -> torch.amp.GradScaler:
-    "Return the scaler of the loss and its gradients, which is enabled for fp16 only."
+    "Return the scaler for the loss and its gradients, which is enabled for fp16 only."
     fp16 = resolve_precision(precision, device) == "fp16"
     return torch.amp.GradScaler(device.type, enabled=fp16)
 
@@ -215,7 +215,8 @@ LossFn = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 def compiles(loss_fn: LossFn, model: nn.Module, images: Tensor, labels: Tensor) -> bool:
     """Return whether one forward and backward pass succeeds; warn if it does not.
 
-    The gradients are deleted and the random state is restored.
+    The gradients are deleted and the random state is restored. Raises `torch.OutOfMemoryError` if
+    the device has too little memory.
     """
     try:
         with torch.random.fork_rng([images.device] if images.is_cuda else []):
@@ -235,9 +236,9 @@ def compiles(loss_fn: LossFn, model: nn.Module, images: Tensor, labels: Tensor) 
 
 # %% ../nbs/63_kernels.ipynb #6ae4d218
 def compile_options(device: torch.device) -> dict[str, Any] | None:
-    """Return the compiler's options for a device, or None where a step runs uncompiled.
+    """Return the compiler's options for a device, or None if a step runs uncompiled there.
 
-    Warns on an Apple GPU. On GPUs before compute capability 8.0, the options leave the matrix
+    Warns on an Apple GPU. On GPUs of compute capability below 8.0, the options leave the matrix
     products to cuBLAS.
     """
     if device.type == "mps":
@@ -257,7 +258,7 @@ def compile_or_fall_back(
     options: dict[str, Any] | None = None,  # compiler options; PyTorch's defaults if None
 ) -> LossFn:
     "Compile a loss function; if the compiler fails, warn and use the function uncompiled."
-    # without a reset, a series of runs would reach the compiler's limit of recompilations
+    # without a reset, a series of runs would reach the compiler's limit on recompilations
     torch.compiler.reset()
     fused = torch.compile(loss_fn, dynamic=False, options=options)
     works: bool | None = None

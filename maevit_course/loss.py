@@ -13,8 +13,8 @@ def reconstruction_loss(
     prediction: Tensor,  # (B, N, P)
     target: Tensor,  # (B, N, P): the true patches, normalised
     masked: Tensor,  # (B, N) bool: True for masked patches
-    alpha: float = 0.1,  # discount α on visible patches (0.1 in the paper)
-) -> dict[str, Tensor]:  # scalars: "loss" and its two errors, "masked" and "visible"
+    alpha: float = 0.1,  # discount factor α of the error on visible patches; 0.1 in the paper
+) -> dict[str, Tensor]:  # scalars: "loss", and the two errors in it, "masked" and "visible"
     "Compute the mean squared error on masked patches plus α times that on visible ones (Eq. 1)."
     error = (prediction.float() - target.float()).square().mean(-1)  # (B, N)
     hidden = masked.float()

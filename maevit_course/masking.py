@@ -19,12 +19,12 @@ def random_masking(
     n_patches: int,  # N
     mask_ratio: float = 0.75,  # fraction of the patches to mask; 0.75 in the paper
     device: torch.device | str = "cpu",
-    noise: Tensor | None = None,  # (B, N): largest values are masked; drawn uniformly if None
+    noise: Tensor | None = None,  # (B, N): the largest values are masked; drawn uniformly if None
 ) -> tuple[Tensor, Tensor]:  # keep (B, K) int64, masked (B, N) bool
     """Choose visible patches uniformly without replacement, for each image separately (Section 2).
 
     `keep` holds the indices of the visible patches in random order; `masked` is True at the masked
-    patches. Raises `InputError` unless at least one patch is masked and at least one visible.
+    patches. Raises `InputError` unless at least one patch is masked and at least one is visible.
     """
     n_masked = int(n_patches * mask_ratio) if math.isfinite(mask_ratio) else 0
     if not 0 < n_masked < n_patches:

@@ -62,15 +62,15 @@ class ModelConfig:
 
     image_size: int = 36  # side of the images the model sees, in pixels
     patch_size: int = 3  # side of a patch, in pixels
-    width: int = 192  # embedding size of the encoder
-    depth: int = 12  # transformer layers of the encoder
-    heads: int = 3  # attention heads of the encoder
-    decoder_width: int = 192  # embedding size of the decoder
-    decoder_depth: int = 4  # transformer layers of the decoder
-    decoder_heads: int = 3  # attention heads of the decoder
-    mlp_ratio: float = 2.0  # hidden width of each layer's MLP over its width
-    dropout: float = 0.1  # after attention and after the linear layers of the MLP
-    attention_dropout: float = 0.1  # on the attention weights
+    width: int = 192  # embedding width of the encoder
+    depth: int = 12  # number of transformer layers in the encoder
+    heads: int = 3  # number of attention heads per layer of the encoder
+    decoder_width: int = 192  # embedding width of the decoder
+    decoder_depth: int = 4  # number of transformer layers in the decoder
+    decoder_heads: int = 3  # number of attention heads per layer of the decoder
+    mlp_ratio: float = 2.0  # hidden width of each layer's MLP divided by the layer's width
+    dropout: float = 0.1  # dropout probability after attention and the linear layers of the MLP
+    attention_dropout: float = 0.1  # dropout probability of the attention weights
     norm_first: bool = True  # LayerNorm before attention and MLP (pre-norm) or after (post-norm)
     # what the classifier reads: the dummy patch, the mean of all patches, or the mean of all tokens
     pool: Literal["dummy", "mean", "all"] = "dummy"
@@ -87,7 +87,7 @@ class ModelConfig:
         return 3 * self.patch_size**2
 
     def with_settings_of(self, other: "ModelConfig") -> "ModelConfig":
-        "Return these sizes with the settings of `other` on which no weight depends."
+        "Return these sizes with the dropout and pooling of `other`, on which no weight depends."
         names = ("dropout", "attention_dropout", "pool")
         return replace(self, **{name: getattr(other, name) for name in names})
 
@@ -113,21 +113,24 @@ class ModelConfig:
 class SavedModel(nn.Module):
     "A model that knows its sizes and can be saved and loaded; see `save_model` and `load_model`."
 
-    kind: str  # what weights files call it
+    kind: str  # kind of model in the header of a weights file
     config: ModelConfig
-    fit: Fit = "crop"  # how the training images were made square: images to predict are, too
+    fit: Fit = "crop"  # how training images were made square; images to predict are treated alike
 
     @classmethod
     def from_pretrained(
         cls: type[M],
         source: str | Path,  # weights file, folder of a finished run, or name of bundled weights
-        image_size: int | None = None,  # side of the images in pixels, if it is to change
+        image_size: int | None = None,  # new side of the images in pixels; unchanged if None
     ) -> M:
         "Load a trained model of this kind; see `load_model`."
         return load_model(source, cls.kind, image_size)
 
     def save_pretrained(self, path: str | Path) -> None:
-        "Write the weights to a file, or as model.safetensors into a folder that exists."
+        """Write the weights to a file, or as model.safetensors into an existing folder.
+
+        Raises `InputError` if the parent folder of `path` does not exist.
+        """
         path = Path(path)
         if not path.parent.is_dir():
             raise InputError(f"no folder {str(path.parent)!r} to save weights in: create it first")
@@ -146,7 +149,7 @@ class MAE(SavedModel):
     def __init__(
         self,
         config: ModelConfig = ModelConfig(),  # all sizes; the paper's by default
-        **sizes,  # single sizes that differ from `config`, e.g. `MAE(image_size=32, patch_size=4)`
+        **sizes,  # sizes that differ from `config`, e.g. `MAE(image_size=32, patch_size=4)`
     ):
         super().__init__()
         self.config = replace(config, **sizes)
@@ -157,7 +160,7 @@ class MAE(SavedModel):
         self,
         images: Tensor,  # (B, 3, S, S), normalised
         mask_ratio: float = 0.75,  # fraction of patches to mask
-        noise: Tensor | None = None,  # (B, N) for `random_masking`; drawn if None
+        noise: Tensor | None = None,  # (B, N): noise for `random_masking`; drawn if None
     ) -> tuple[Tensor, Tensor, Tensor]:  # prediction and target (B, N, P), masked (B, N) bool
         "Mask patches at random and predict the pixels of all patches from the visible ones."
         target = patchify(images, self.config.patch_size)
@@ -167,7 +170,7 @@ class MAE(SavedModel):
 
 # %% ../nbs/15_models.ipynb #36bb8d5a
 def encoder_config(encoder: Encoder) -> ModelConfig:
-    "Return the sizes of an encoder; those of the decoder are the defaults."
+    "Return the sizes of an encoder, with the default sizes for the decoder."
     layer: Any = encoder.layers[0]
     patch_size = round((encoder.embed.in_features / 3) ** 0.5)
     return ModelConfig(
@@ -186,7 +189,7 @@ def encoder_config(encoder: Encoder) -> ModelConfig:
 class Classifier(SavedModel):
     """The encoder and a linear layer on the dummy patch's embedding (Section 3.3).
 
-    `config.pool` may choose the mean of all patches instead, or of all patches and the dummy patch.
+    `config.pool` may instead choose the mean of all patches, or of all patches and the dummy patch.
     """
 
     kind = "classifier"
@@ -223,24 +226,28 @@ class Classifier(SavedModel):
     def predict_logits(
         self,
         images: Images,  # uint8 or 0..1 tensors, PIL images or paths; see `preprocess`
-        batch_size: int | None = None,  # 500, but 100 on a CPU, where larger ones leave the cache
-        precision: Precision = "auto",  # as in a recipe
+        batch_size: int | None = None,  # images per batch; by default 500, or 100 on a CPU
+        precision: Precision = "auto",  # numerical precision, as in a recipe
     ) -> Tensor:  # (N, classes) float32, on the model's device
-        "Return the logits of whole images of any size, in evaluation mode."
+        """Return the logits of whole images of any size.
+
+        The classifier is put into evaluation mode. Raises `InputError` for anything that is not an
+        image.
+        """
         self.eval()
         device = self.head.weight.device
-        batch_size = batch_size or (100 if device.type == "cpu" else 500)
+        batch_size = batch_size or (100 if device.type == "cpu" else 500)  # fits a CPU's cache
         several: Any = images if isinstance(images, (list, tuple)) else [images]
         if isinstance(images, Tensor):
             several = images[None] if images.ndim == 3 else images
-        starts = range(0, max(1, len(several)), batch_size)  # `preprocess` refuses no images
+        starts = range(0, max(1, len(several)), batch_size)  # `preprocess` rejects an empty list
         parts = [several[i : i + batch_size] for i in starts]
         with autocast(device, precision):
             size, fit = self.config.image_size, self.fit
             batches = (preprocess(part, size, device, fit) for part in parts)
             return torch.cat([self(x).float() for x in batches])
 
-    def predict_proba(self, images: Images) -> Tensor:  # (N, classes), rows sum to 1, on the CPU
+    def predict_proba(self, images: Images) -> Tensor:  # (N, classes) on the CPU, rows sum to 1
         "Return the probability of each class for whole images; see `predict_logits`."
         return F.softmax(self.predict_logits(images), dim=1).cpu()
 
@@ -249,7 +256,7 @@ class Classifier(SavedModel):
         return [self.classes[c] for c in self.predict_logits(images).argmax(1).tolist()]
 
     def require_classes(self, data: ImageData) -> None:
-        "Raise `InputError` if the classes of the data set differ from those of the classifier."
+        "Raise `InputError` unless the data set has labels, and the same classes as the classifier."
         data.require_labels()
         if self.classes != data.classes:
             raise InputError(
@@ -261,9 +268,9 @@ class Classifier(SavedModel):
 # %% ../nbs/15_models.ipynb #fab4ee7d
 def resize_positions(
     positions: Tensor,  # (N+1, D): positional embeddings, the dummy patch last
-    side: int,  # patches per side of the new grid
+    side: int,  # number of patches per side of the new grid
 ) -> Tensor:  # (side² + 1, D)
-    "Interpolate positional embeddings to a new grid (bicubic); the dummy patch keeps its own."
+    "Interpolate positional embeddings bicubically to a new grid; the dummy patch keeps its own."
     old = round((len(positions) - 1) ** 0.5)
     if old == side:
         return positions
@@ -277,7 +284,7 @@ def save_model(
     path: str | Path,  # file to write, *.safetensors
     **about: Any,  # further header fields that JSON can represent
 ) -> None:
-    "Write a model's weights, and what is needed to build it again, to a safetensors file."
+    "Write a model's weights, and what is needed to rebuild it, to a safetensors file."
     header: dict[str, Any] = {"kind": model.kind, "model": asdict(model.config)}
     if isinstance(model, Classifier):
         header["classes"] = list(model.classes)
@@ -290,7 +297,7 @@ def save_model(
 def load_model(
     source: str | Path,  # weights file, folder of a finished run, or name of bundled weights
     kind: str | None = None,  # required kind, "mae" or "classifier"; None for either
-    image_size: int | None = None,  # side of the images in pixels, if not as in pre-training
+    image_size: int | None = None,  # new side of the images in pixels; unchanged if None
 ) -> Any:  # an `MAE` or a `Classifier`, in evaluation mode, on the CPU
     """Load a trained model.
 
@@ -310,7 +317,7 @@ def load_model(
             f"{str(source)!r} does not say which model its weights belong to ({error})"
         ) from None
     if image_size is not None:
-        described = (config.n_patches + 1,)  # positions of other shapes are refused below
+        described = (config.n_patches + 1,)  # positions of other shapes are rejected below
         config = replace(config, image_size=image_size)
         for name, tensor in tensors.items():
             if name.endswith("positions") and tensor.ndim == 2 and tensor.shape[:1] == described:

@@ -16,7 +16,10 @@ def patchify(
     images: Tensor,  # (B, C, H, W)
     patch_size: int = 3,  # side of a patch in pixels; 3 in the paper
 ) -> Tensor:  # (B, N, P): patches in reading order, P = patch_size² · C numbers, colours last
-    "Cut images into patches (Section 3). Raises `InputError` if the patches do not tile the image."
+    """Cut images into patches (Section 3).
+
+    Raises `InputError` unless `patch_size` divides the height and the width.
+    """
     height, width = images.shape[-2:]
     if height % patch_size or width % patch_size:
         raise InputError(
@@ -30,7 +33,10 @@ def unpatchify(
     patches: Tensor,  # (B, N, P), as returned by `patchify` for square images
     patch_size: int = 3,  # side of a patch in pixels
 ) -> Tensor:  # (B, C, H, W)
-    "Reassemble images from their patches: the inverse of `patchify` for square images."
+    """Reassemble images from their patches, as the inverse of `patchify` for square images.
+
+    Raises `InputError` unless N is a square number and `patch_size`² divides P.
+    """
     n, pixels = patches.shape[-2:]
     side = round(n**0.5)
     if side * side != n or pixels % patch_size**2:

@@ -19,7 +19,7 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0
 
 
 def course_style() -> None:
-    "Give all later plots the look of the course, by setting Matplotlib's defaults."
+    "Set Matplotlib's defaults, so that all later plots have the style of the course."
     plt.rcParams.update(
         {
             "axes.prop_cycle": plt.cycler(color=COLORS),
@@ -38,12 +38,12 @@ def course_style() -> None:
 
 # %% ../nbs/72_plots.ipynb #7bb66e04
 def show_images(
-    images: Tensor,  # (n, 3, H, W), as in `to_float`
+    images: Tensor,  # (n, 3, H, W), of a type and range that `to_float` accepts
     titles: Sequence[str] | None = None,  # one title per image
-    columns: int = 10,  # images per row
+    columns: int = 10,  # maximum number of images per row
     size: float = 1.0,  # side of an image in inches
 ) -> plt.Figure:
-    "Draw a grid of images with sharp pixels. Raises `InputError` if `to_float` does."
+    "Draw a grid of images with sharp pixels. Raises `InputError` if `to_float` rejects them."
     pixels = to_float(images.detach().cpu()).clamp(0, 1).permute(0, 2, 3, 1)
     n = len(pixels)
     columns = min(columns, n)

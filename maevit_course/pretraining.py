@@ -34,13 +34,13 @@ class PretrainRecipe(Recipe):
 
     epochs: int = 4000  # passes over the training images
     warmup_epochs: float = 400  # epochs of linear warm-up
-    batch_size: int = 1408  # images per step
+    batch_size: int = 1408  # number of images per step
     base_lr: float = 1.5e-4  # learning rate for a batch of 256 (Eq. 2)
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's betas
     crop_scale: tuple[float, float] = (0.6, 1.0)  # smallest and largest crop, as area fractions
     mask_ratio: float = 0.75  # fraction of patches to mask
-    alpha: float = 0.1  # discount on visible patches (Eq. 1)
-    model: ModelConfig = ModelConfig()  # sizes of encoder and decoder
+    alpha: float = 0.1  # discount factor of the error on visible patches (Eq. 1)
+    model: ModelConfig = ModelConfig()  # sizes of the encoder and the decoder
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,7 +55,7 @@ class PretrainRecipe(Recipe):
         self.crop()  # raises `InputError` for an invalid scale
 
     def crop(self, world: World = World()) -> RandomResizedCropFlip:
-        "Return the augmentation."
+        "Return the augmentation of a step."
         flip = 0.5 if self.flip else 0.0
         return RandomResizedCropFlip(self.model.image_size, self.crop_scale, flip, world)
 
@@ -109,10 +109,10 @@ def pretrain(
     recipe: PretrainRecipe = PretrainRecipe(),
     out: str | Path = "runs/pretrain",  # folder of the run
     options: RunOptions = RunOptions(),  # resume, device, …
-    weights: str | Path | None = None,  # continue from these, see `load_model`; they set the sizes
+    weights: str | Path | None = None,  # initial weights, see `load_model`; they set the sizes
     on_epoch: Callable[[MAE, int], dict]
-    | None = None,  # (model, epoch) → values to log; in all processes
-) -> MAE:  # trained, in evaluation mode, on the device; also saved as `out`/model.safetensors
+    | None = None,  # (model, epoch) → values to log; called in all processes
+) -> MAE:  # trained model in evaluation mode, on the device; saved as `out`/model.safetensors
     """Pre-train a masked autoencoder and return it (Section 3.2).
 
     Raises `InputError`, `RunStopped` or `DivergedError`, as `Trainer.fit` does.
@@ -136,7 +136,7 @@ def pretrain(
 def interpolate_masked(
     target: Tensor,  # (B, N, P) patches
     masked: Tensor,  # (B, N) bool
-    sweeps: int = 400,  # times that each masked pixel is averaged
+    sweeps: int = 400,  # number of times that each masked pixel is averaged
 ) -> Tensor:  # (B, N, P): the masked patches interpolated, the visible ones unchanged
     "Fill masked patches by smooth interpolation between the visible pixels, without learning."
     patch_size = round((target.shape[2] // 3) ** 0.5)

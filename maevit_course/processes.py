@@ -21,7 +21,7 @@ from .core import InputError, World
 
 # %% ../nbs/67_processes.ipynb #3492be10
 class Processes:
-    "The connected processes that share a run, or only this one."
+    "The connected processes that share a run, or this process alone."
 
     def __init__(self, world: World = World()):
         self.world = world
@@ -31,7 +31,7 @@ class Processes:
         return DistributedDataParallel(model) if self.world.size > 1 else model
 
     def mean(self, values: Tensor) -> Tensor:
-        "Return the mean of a tensor over the processes, each of which passes its own."
+        "Return the element-wise mean of the tensors that the processes pass, one each."
         if self.world.size == 1:
             return values
         total = values.clone()
@@ -39,7 +39,7 @@ class Processes:
         return total / self.world.size
 
     def any(self, *flags: bool) -> list[bool]:
-        "Return for each flag whether it is true in any process."
+        "Return, for each flag, whether it is true in any process."
         if self.world.size == 1:
             return list(flags)
         votes = torch.tensor(flags, dtype=torch.int)  # on the CPU, to avoid waiting for a GPU
@@ -47,7 +47,7 @@ class Processes:
         return votes.bool().tolist()
 
     def from_first(self, value):
-        "Return the Python object that the first process passes."
+        "Return, in every process, the Python object that the first process passes."
         if self.world.size == 1:
             return value
         box = [value]
@@ -62,11 +62,11 @@ _groups = count()  # counts the connections of this process
 def connect(
     world: World,
     device: torch.device,
-    batch_size: int,  # images per step, over all processes
+    batch_size: int,  # number of images per step, over all processes
 ) -> Iterator[Processes]:
     """Connect the processes that `torchrun` started, until the `with` block ends.
 
-    Raises `InputError` if the number of processes does not divide the batch.
+    Raises `InputError` if the batch size is not a multiple of the number of processes.
     """
     if batch_size % world.size:
         raise InputError(
@@ -82,7 +82,7 @@ def connect(
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=30)
     store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-    # a unique prefix, because the store of `torchrun` still has the addresses of an earlier group
+    # a unique prefix, because `torchrun`'s store still holds the addresses of an earlier group
     store = dist.PrefixStore(f"maevit_course/{next(_groups)}", store)
     dist.init_process_group(
         backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 # %% ../nbs/66_progress.ipynb #d9dd5da8
 def duration(seconds: float) -> str:
-    "Format seconds as hours and minutes, or as minutes and seconds."
+    "Format a duration as hours and minutes, as minutes and seconds, or as seconds."
     minutes, seconds = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
@@ -30,7 +30,7 @@ def duration(seconds: float) -> str:
 
 # %% ../nbs/66_progress.ipynb #9926733f
 def progress_style(
-    progress: bool | None = None,  # True: a bar; False: lines; None: detect
+    progress: bool | None = None,  # True for a bar, False for lines, None to choose automatically
 ) -> str:  # "bar", "lines" or "nothing"
     """Choose how to show progress.
 
@@ -45,21 +45,24 @@ def progress_style(
 
 
 def epoch_summary(record: dict, epochs: int) -> str:
-    "Summarise an epoch in one line."
+    "Return a one-line summary of an epoch."
     shown = [name for name in ("loss", "accuracy", "test_accuracy") if name in record]
     numbers = "  ".join(f"{name} {record[name]:.4f}" for name in shown)
     return f"epoch {record['epoch']}/{epochs}  {numbers}  {record['images_per_s']:,.0f} images/s"
 
 # %% ../nbs/66_progress.ipynb #94a614a5
 class Progress:
-    "Show the progress of a run as a bar, or as a line at most every ten seconds."
+    """Progress display of a run: a bar, lines or nothing.
+
+    Lines appear at most every ten seconds, and at the end of the run.
+    """
 
     def __init__(
         self,
-        done: int,  # steps done before this launch
-        total: int,  # steps of the whole run
-        epochs: int,  # epochs of the whole run
-        progress: bool | None = None,  # see `progress_style`
+        done: int,  # number of steps finished before this launch
+        total: int,  # number of steps in the whole run
+        epochs: int,  # number of epochs in the whole run
+        progress: bool | None = None,  # choice of display; see `progress_style`
     ):
         self.epochs, self.began, self.first, self.total = epochs, time.monotonic(), done, total
         self.style = progress_style(progress) if done < total else "nothing"
@@ -69,12 +72,12 @@ class Progress:
             self.bar.update(0)
 
     def step(self, done: int) -> None:
-        "Show that `done` steps of the run are finished."
+        "Show that `done` steps of the run have finished."
         if self.bar:
             self.bar.update(done - self.first)
 
     def epoch(self, record: dict, done: int) -> None:
-        "Show the log line of a finished epoch."
+        "Show the summary of a finished epoch, after which `done` steps of the run have finished."
         text, now = epoch_summary(record, self.epochs), time.monotonic()
         if self.bar:
             self.bar.comment = text
@@ -87,13 +90,13 @@ class Progress:
 def watched(
     items: Iterable[T],
     total: int,  # number of items
-    what: str,  # name of the work
+    what: str,  # description of the work
 ) -> Iterator[T]:  # the same items
-    "Yield items and show their count, as a bar or as a line at most every ten seconds."
+    "Yield items and show their count as a bar, or as a line at most every ten seconds."
     style, last_line = progress_style(), time.monotonic()
     if style == "bar":
         bar = progress_bar(items, total=total, leave=False)
-        bar.comment = what  # the bar of a terminal takes no comment as an argument
+        bar.comment = what  # a terminal's bar accepts no comment as an argument
         yield from bar
         return
     for done, item in enumerate(items, 1):
@@ -104,19 +107,22 @@ def watched(
 
 # %% ../nbs/66_progress.ipynb #10e2a945
 class RunStopped(Exception):
-    "Raised after a run was asked to stop; all its work is saved."
+    "Exception raised when a run stops on request or runs out of time; its work is saved."
 
 
 class DivergedError(Exception):
-    "Raised if the loss or a weight is no longer a finite number."
+    "Exception raised if the loss or a weight is no longer a finite number."
 
 
 class StopRequest:
-    "In a `with` block, set a flag at the first Ctrl-C or SIGTERM; a second Ctrl-C interrupts."
+    """Flag that becomes true at the first Ctrl-C or SIGTERM, or when the time is up.
+
+    Signals are caught only inside a `with` block in the main thread. A second Ctrl-C interrupts.
+    """
 
     def __init__(
         self,
-        minutes: float | None = None,  # ask to stop after this time
+        minutes: float | None = None,  # minutes until the flag becomes true; None for no limit
     ):
         self.until = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
         self.asked = False
@@ -131,7 +137,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         try:
             self.before = {s: signal.signal(s, self) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: signal handlers stay as they are
+        except ValueError:  # not in the main thread, so signal handlers stay as they are
             self.before = {}
         return self
 

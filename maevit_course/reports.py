@@ -49,14 +49,14 @@ figcaption { font-size: .9rem; color: #666 }
 
 
 def page_html(title: str, subtitle: str, *parts: str) -> str:
-    "Assemble an HTML page from a title, a line below it, and parts that are HTML already."
+    "Return an HTML page with a title, a subtitle and parts that are already HTML."
     texts = {"title": html.escape(title), "subtitle": html.escape(subtitle)}
     return PAGE.substitute(texts, parts="".join(parts))
 
 # %% ../nbs/69_reports.ipynb #e8dc5989
 def figure_html(
-    figure: plt.Figure,  # closed afterwards
-    caption: str,  # text below the figure; also its alternative text
+    figure: plt.Figure,  # figure, which is closed afterwards
+    caption: str,  # caption below the figure, and its alternative text
 ) -> str:
     "Return a figure as self-contained HTML."
     buffer = io.BytesIO()
@@ -71,7 +71,7 @@ def figure_html(
 
 # %% ../nbs/69_reports.ipynb #391838fd
 def cards_html(cards: dict[str, str]) -> str:
-    "Return a row of large numbers, each with its name, as HTML."
+    "Return a row of large numbers, each with its name below it, as HTML."
     styles = ["card", *["card second"] * (len(cards) - 1)]
     boxes = [
         f'<div class="{style}"><b>{html.escape(value)}</b>{html.escape(name)}</div>'
@@ -94,10 +94,10 @@ def table_html(values: dict) -> str:
 
 # %% ../nbs/69_reports.ipynb #dafbc38b
 def show_curves(
-    histories: dict[str, list[dict]],  # logged epochs by the run's name
+    histories: dict[str, list[dict]],  # logged epochs, by name of the run
     fields: tuple[str, ...],  # fields to plot, each in its own panel
 ) -> plt.Figure:
-    """Plot curves over the epochs, without fields that no run has logged.
+    """Plot logged fields over the epochs, and omit fields that no run has logged.
 
     Raises `InputError` if no run has logged any of the fields.
     """
@@ -124,7 +124,7 @@ def show_curves(
 def pretraining_parts(
     record: RunRecord, test: ImageData, device: torch.device
 ) -> tuple[str, dict[str, str], str, str]:
-    "Return title, first card, curves and gallery of a pre-training run."
+    "Return the title, the first card, the curves and the gallery of a pre-training run."
     mae, recipe = load_model(record.folder, "mae").to(device), record.config["recipe"]
     loss = reconstruction_error(mae, test, recipe["mask_ratio"], recipe["alpha"])["loss"]
     curves = figure_html(
@@ -141,7 +141,7 @@ def pretraining_parts(
 def finetuning_parts(
     record: RunRecord, test: ImageData, device: torch.device
 ) -> tuple[str, dict[str, str], str, str]:
-    "Return title, first card, curves and confusion matrix of a fine-tuning run."
+    "Return the title, the first card, the curves and the confusion matrix of a fine-tuning run."
     classifier: Classifier = load_model(record.folder, "classifier").to(device)
     classifier.require_classes(test)
     precision = record.config["recipe"]["precision"]
@@ -166,7 +166,8 @@ def report(
 ) -> Path:  # path of report.html
     """Write `report.html` into the run's folder.
 
-    The page shows numbers, curves, a gallery or confusion matrix, the recipe and the machine.
+    The page shows numbers, curves, a gallery or a confusion matrix, the recipe and the machine.
+    Raises `InputError` if no epoch has finished, or if a classifier has other classes than `test`.
     """
     record = RunRecord.load(out)
     data, last = record.config["data"], record.history[-1]
@@ -201,8 +202,8 @@ def report(
 
 # %% ../nbs/69_reports.ipynb #3d1d7038
 def comparison_report(
-    out: Path,  # folder of the runs, to which the page is written
-    names: dict[str, str],  # a pre-training run and classifiers: title by folder
+    out: Path,  # folder that holds the runs' folders, and then the page
+    names: dict[str, str],  # titles of a pre-training run and of classifiers, by folder
     test: ImageData,
 ) -> Path:  # path of report.html
     "Write a page that compares classifiers and shows the reconstructions of the pre-trained model."

@@ -37,10 +37,10 @@ PREVIOUS = "checkpoint.previous.safetensors"
 METRICS = "metrics.jsonl"
 
 # %% ../nbs/65_runs.ipynb #a217e55d
-def git_commit() -> str | None:  # 40 digits, then "-dirty" if files have changed
+def git_commit() -> str | None:  # 40 hexadecimal digits, then "-dirty" if files have changed
     """Return the commit of this project's source, or None outside a checkout.
 
-    For copies without git, the environment variable `MAEVIT_COMMIT` sets it.
+    The environment variable `MAEVIT_COMMIT`, meant for copies without git, takes precedence.
     """
     root = Path(maevit_course.__file__).parent.parent
     if "MAEVIT_COMMIT" in os.environ or not (root / ".git").exists():
@@ -52,7 +52,7 @@ def git_commit() -> str | None:  # 40 digits, then "-dirty" if files have change
 
 
 def processor() -> str:
-    "Return the name of this computer's processor and its features that make bf16 fast."
+    "Return the name of this computer's processor and those of its features that make bf16 fast."
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         about = {
@@ -81,12 +81,12 @@ def environment() -> dict:
 
 # %% ../nbs/65_runs.ipynb #dbe829ec
 def plain(config: dict) -> dict:
-    "Convert settings to the types of JSON: dictionaries, lists, numbers and strings."
+    "Convert settings to JSON's types: dictionaries, lists, numbers, strings, Booleans and None."
     return json.loads(json.dumps(config, default=asdict))
 
 # %% ../nbs/65_runs.ipynb #a3762099
 def read_log(path: Path) -> list[dict]:
-    "Read the lines of metrics.jsonl and skip an incomplete last line."
+    "Read the lines of metrics.jsonl up to the first incomplete one; a missing file has none."
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -98,7 +98,7 @@ def read_log(path: Path) -> list[dict]:
 # %% ../nbs/65_runs.ipynb #b742a1d0
 def check_resumable(
     out: Path,
-    config: dict,  # the settings; their dataclasses may have more fields than in version 0.1
+    config: dict,  # settings of the run; dataclasses may have more fields than in version 0.1
     resume: bool,
 ) -> None:
     "Raise `InputError` if the run in this folder cannot be resumed with these settings."
@@ -168,7 +168,7 @@ def acquire(lock: FileLock, out: Path) -> None:
 
 @contextmanager
 def disk_errors(out: Path) -> Iterator[None]:
-    "Turn a disk error into an `InputError` that states what is saved and what to do."
+    "Turn a disk error into an `InputError` that states whether a checkpoint is intact."
     try:
         yield
     except OSError as error:
@@ -178,7 +178,7 @@ def disk_errors(out: Path) -> Iterator[None]:
 
 # %% ../nbs/65_runs.ipynb #cfe9103f
 def updated_environment(file: Path) -> dict:
-    "Return the content of environment.json with this launch, unless only the time has changed."
+    "Return environment.json's content, with this launch added unless only the time has changed."
     here = environment()
     try:
         old = json.loads(file.read_text(encoding="utf-8"))
@@ -202,14 +202,14 @@ class Run:
         out: str | Path,  # created if it is missing
         config: dict,  # all settings that determine the result: plain values and dataclasses
         resume: bool = False,  # continue the run in the folder, if there is one
-        world: World | None = None,  # by default that of this process
+        world: World | None = None,  # by default, the world of this process
     ):
         self.out, self.config, self.resume = Path(out).absolute(), config, resume
         self.leads = (world or World.current()).leads
         self._lock = FileLock(self.out / ".lock", timeout=0)
 
     def __enter__(self) -> "Run":
-        """Lock the folder, and write its settings or compare them with those of the old run.
+        """Lock the folder, and write the settings or compare them with those of an earlier run.
 
         Raises `InputError` if the folder is in use, or holds a run that cannot be resumed.
         """
@@ -237,7 +237,7 @@ class Run:
             self._write_json("config.json", plain(self.config))
 
     def has_output(self) -> bool:
-        "Return whether the folder has a log, checkpoint or weights; if not, a new run starts."
+        "Return whether the folder has a log, a checkpoint or weights; if not, a new run starts."
         files = (CHECKPOINT, PREVIOUS, MODEL)
         return bool(self.history()) or any((self.out / name).exists() for name in files)
 
@@ -246,7 +246,7 @@ class Run:
         return read_log(self.out / METRICS)
 
     def log(self, record: dict) -> None:
-        "Append a line to metrics.jsonl."
+        "Append a record to metrics.jsonl as one line."
         if self.leads:
             with disk_errors(self.out), open(self.out / METRICS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -263,9 +263,10 @@ class Run:
                 os.replace(self.out / "checkpoint.next", self.out / CHECKPOINT)
 
     def load(self) -> tuple[dict[str, Tensor], dict] | None:
-        """Read the newest intact checkpoint, or return None.
+        """Read the newest intact checkpoint, or return None if there is no checkpoint.
 
-        Log lines of later epochs are deleted, because these epochs are trained again.
+        Log lines of later epochs are deleted, because these epochs are trained again. Raises
+        `InputError` if all checkpoints are corrupt.
         """
         state = latest_checkpoint(self.out)
         lines = [line for line in self.history() if state and line["epoch"] <= state[1]["epoch"]]
@@ -290,7 +291,7 @@ class RunRecord:
     "Settings, log and environment of a run; `summary` holds the results of a reproduction."
 
     folder: Path
-    config: dict  # the keys "phase", "recipe", "data" and others
+    config: dict  # settings under the keys "phase", "recipe", "data" and others
     history: list[dict]  # one dictionary per epoch
     environment: dict
     summary: dict = field(default_factory=dict)
@@ -343,14 +344,14 @@ class RunRecord:
 
     @property
     def seconds(self) -> float:
-        "Return the duration of the training."
+        "Return the duration of the training in seconds."
         return self.history[-1]["seconds"]
 
     @property
     def test_accuracy(self) -> float | None:  # between 0 and 1
-        "Return the last logged test accuracy of a fine-tuning run."
+        "Return the last logged test accuracy of a fine-tuning run, or None if there is none."
         return self.history[-1].get("test_accuracy")
 
     def measured(self, name: str = "accuracy") -> float | None:
-        "Return a number that was measured with the final weights, or None without it."
+        "Return a number that was measured with the final weights, or None if it is absent."
         return self.summary.get("measured", {}).get(name)

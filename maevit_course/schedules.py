@@ -16,20 +16,23 @@ from .core import InputError
 
 # %% ../nbs/20_schedules.ipynb #682c8c61
 def scaled_lr(
-    base_lr: float,  # for a batch of 256
-    batch_size: int,  # images in a step, over all processes
+    base_lr: float,  # learning rate for a batch of 256
+    batch_size: int,  # number of images per step, over all processes
 ) -> float:
-    "Return the learning rate for a batch by the linear scaling rule (Eq. 2)."
+    "Return the learning rate for a batch size by the linear scaling rule (Eq. 2)."
     return base_lr * batch_size / 256
 
 # %% ../nbs/20_schedules.ipynb #ce71ef87
 @dataclass(frozen=True)
 class WarmupCosine:
-    "The learning rate of each step: a linear warm-up, then half a cosine (Sections 3.2, 3.3)."
+    """The learning rate of each step: a linear warm-up, then half a cosine (Sections 3.2, 3.3).
+
+    Raises `InputError` if the warm-up is longer than the whole schedule.
+    """
 
     peak: float  # highest learning rate
-    warmup_steps: int  # the last of them reaches the peak
-    total_steps: int  # at this step, just after the last, the rate is the minimum
+    warmup_steps: int  # number of warm-up steps, the last of which reaches the peak
+    total_steps: int  # number of all steps; just after the last one, the rate is the minimum
     minimum: float = 0.0  # lowest learning rate after the warm-up; 0 in the paper
 
     def __post_init__(self):
@@ -40,7 +43,7 @@ class WarmupCosine:
 
     def __call__(
         self,
-        step: int,  # 0 for the first
+        step: int,  # index of the step, 0 for the first
     ) -> float:
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
@@ -72,8 +75,8 @@ def decay_groups(
 
 # %% ../nbs/20_schedules.ipynb #60e98ea3
 def layer_index(
-    name: str,  # of a parameter of a `Classifier` or an `Encoder`
-    depth: int,  # transformer layers
+    name: str,  # name of a parameter of a `Classifier` or an `Encoder`
+    depth: int,  # number of transformer layers
 ) -> int:  # 0 for embedding and positions, 1..depth for the layers, depth + 1 for what follows
     "Return the index of the layer that a parameter belongs to."
     name = name.removeprefix("encoder.")
@@ -84,7 +87,7 @@ def layer_index(
 # %% ../nbs/20_schedules.ipynb #a3732c28
 def layer_decay_groups(
     model: nn.Module,  # a `Classifier`, or an `Encoder`
-    decay: float,  # factor from a layer to the one below, 0.75 in Table 2
+    decay: float,  # factor of the learning rate from a layer to the one below; 0.75 in Table 2
     weight_decay: float,
 ) -> list[dict]:  # parameter groups for an optimizer; `scale` multiplies the learning rate
     "Group trainable parameters by layer and by whether weight decay applies (Section 3.3)."

@@ -15,9 +15,9 @@ from torch.nn.functional import interpolate
 
 # %% ../nbs/61_shapes.ipynb #9b2fcf97
 def polygon(x: Tensor, y: Tensor, corners: int, inner: float) -> Tensor:
-    "Return the signed distance to a polygon with tips at radius 1 and inner corners at `inner`."
+    "Return the signed distance to a polygon: tips at radius 1, inner corners at radius `inner`."
     half = math.pi / corners
-    # All half edges are mirror images of one another, so fold the plane onto a single one.
+    # All half-edges are mirror images of one another, so we fold the plane onto one of them.
     angle, radius = (torch.atan2(y, x) % (2 * half) - half).abs(), torch.hypot(x, y)
     across, along = math.sin(half), math.cos(half) - inner
     distance = (radius * angle.cos() - inner) * across - radius * angle.sin() * along
@@ -56,28 +56,28 @@ SHAPE_CLASSES = (*SHAPES, *TEXTURES)
 
 # %% ../nbs/61_shapes.ipynb #8f43ad1d
 def uniform(low: float, high: float, n: int, generator: Generator) -> Tensor:
-    "Draw one random number per image, shaped (n, 1, 1) to broadcast over pixels."
+    "Draw a random number from `low` to `high` per image, (n, 1, 1) to broadcast over pixels."
     return low + (high - low) * torch.rand(n, 1, 1, generator=generator)
 
 
 def rotate(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
-    "Return the coordinates relative to axes that are rotated by an angle."
+    "Return the coordinates relative to axes that are rotated by an angle in radians."
     return x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
 
 
 def colours(hue: Tensor, lightness: Tensor, vividness: float) -> Tensor:
-    "Return RGB colours, (n, 3, 1, 1), for hues from 0 to 1, (n, 1, 1), once around the wheel."
+    "Return RGB colours (n, 3, 1, 1) for hues (n, 1, 1), where 1 is once around the colour wheel."
     phase = hue.unsqueeze(1) - torch.tensor([0.0, 1 / 3, 2 / 3]).view(1, 3, 1, 1)
     return lightness.unsqueeze(1) + vividness * torch.cos(2 * math.pi * phase)
 
 # %% ../nbs/61_shapes.ipynb #235cd6f7
 def paint(below: Tensor, above: Tensor, cover: Tensor) -> Tensor:
-    "Blend two images: `below` where cover, (n, H, W), is 0, and `above` where it is 1."
+    "Blend two images: `below` where `cover` (n, H, W) is 0, and `above` where it is 1."
     return torch.lerp(below, above, cover.unsqueeze(1))
 
 
 def add_stroke(image: Tensor, x: Tensor, y: Tensor, length: float, generator: Generator) -> Tensor:
-    "Paint a short stroke, or a small spot for length 0, that is unrelated to the class."
+    "Paint a short stroke, or a small spot if `length` is 0, that is unrelated to the class."
     n = len(image)
     x, y = x - uniform(-1, 1, n, generator), y - uniform(-1, 1, n, generator)
     x, y = rotate(x, y, uniform(0, math.pi, n, generator))
@@ -89,7 +89,7 @@ def add_stroke(image: Tensor, x: Tensor, y: Tensor, length: float, generator: Ge
 def draw_background(
     hue: Tensor, light: Tensor, x: Tensor, y: Tensor, generator: Generator
 ) -> Tensor:
-    "Draw clouds of two neighbouring colours, two spots and a stroke: (n, 3, H, W)."
+    "Draw clouds in two neighbouring colours, two spots and a stroke: (n, 3, H, W)."
     coarse = torch.rand(len(hue), 1, 4, 4, generator=generator)
     size = y.shape[1], x.shape[2]  # H, W
     clouds = interpolate(coarse, size, mode="bicubic").squeeze(1)  # (n, H, W)
@@ -116,7 +116,7 @@ def place(
 
 
 def turn(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
-    "Return an object's own coordinates, (n, H, W): rotated, and wavy as if cut by hand."
+    "Return an object's own coordinates (n, H, W), rotated and wavy as if it were cut by hand."
     u, v = rotate(x, y, angle)
     return u + 0.03 * torch.sin(4 * v + angle), v + 0.03 * torch.sin(4 * u - angle)
 
@@ -124,7 +124,7 @@ def turn(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
 def colour_in(
     name: str, hue: Tensor, light: Tensor, u: Tensor, v: Tensor, generator: Generator
 ) -> Tensor:
-    "Return an object's colours, (n, 3, H, W): one, or two mixed by its texture."
+    "Return an object's colours (n, 3, H, W): a single one, or two mixed by its texture."
     n = len(hue)
     pattern = TEXTURES[name](u, v) if name in TEXTURES else torch.zeros_like(u)
     first = colours(hue + uniform(0.3, 0.7, n, generator), 0.75 - 0.35 * light, 0.35)
@@ -133,7 +133,7 @@ def colour_in(
 
 # %% ../nbs/61_shapes.ipynb #f2a73cac
 def draw(name: str, n: int, size: int, generator: Generator) -> Tensor:
-    "Draw n images of one class: (n, 3, H, W), values from about 0 to 1."
+    "Draw n images of one class, (n, 3, size, size), with values from about 0 to 1."
     line = (torch.arange(size) + 0.5) * 2 / size - 1  # pixel centres, from -1 to 1
     x, y = line.view(1, 1, size), line.view(1, size, 1)
     hue = uniform(0, 1, n, generator)
@@ -155,7 +155,7 @@ def make_shapes(n: int, size: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
     labels = torch.arange(n) % len(SHAPE_CLASSES)
     images = torch.empty(n, 3, size, size, dtype=torch.uint8)
     for label, name in enumerate(SHAPE_CLASSES):
-        for rows in torch.where(labels == label)[0].split(500):  # in pieces, to limit the memory
+        for rows in torch.where(labels == label)[0].split(500):  # in pieces, to limit memory use
             drawn = draw(name, len(rows), size, generator)
             drawn = drawn + 0.025 * torch.randn(drawn.shape, generator=generator)
             images[rows] = (255 * drawn).round().clamp(0, 255).to(torch.uint8)

@@ -88,17 +88,17 @@ class Recipe:
 
     epochs: int  # passes over the training images
     warmup_epochs: float  # epochs of linear warm-up
-    batch_size: int  # images per step
+    batch_size: int  # number of images per step
     base_lr: float  # learning rate for a batch of 256 (Eq. 2)
-    min_lr_ratio: float = 0.0  # lowest over highest learning rate; Section 5 suggests 0.2
-    optimizer: Literal["adamw", "muon"] = "adamw"  # see `optimizers`
+    min_lr_ratio: float = 0.0  # lowest / highest learning rate; Section 5 suggests 0.2
+    optimizer: Literal["adamw", "muon"] = "adamw"  # AdamW alone, or Muon for hidden matrices
     weight_decay: float = 0.05  # decoupled weight decay, on matrices only
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW's betas
     clip_grad: float | None = None  # largest norm of the gradient; no limit by default
     ema: float | None = None  # decay of the averaged weights, e.g. 0.999; none by default
     flip: bool = True  # mirror half of the images
     seed: int = 0  # seed for all random numbers
-    precision: Precision = "auto"  # "fp32", "bf16", "fp16", or the fastest of the device
+    precision: Precision = "auto"  # "fp32", "bf16", "fp16", or the fastest on the device
     compile: bool = True  # fuse the step's operations with PyTorch's compiler; on a CUDA GPU only
 
     def __post_init__(self):
@@ -114,10 +114,11 @@ class Recipe:
         n: int,  # number of training images
         world: World = World(),
     ) -> R:
-        """Decide the precision for this device, and limit the batch size to `n`.
+        """Choose the precision for this device, and reduce a batch size that exceeds `n`.
 
-        A smaller batch size comes with a warning. A run is stored with these settings; to resume
-        it where "auto" means something else, give the stored precision.
+        The reduced batch size is a multiple of the number of processes and comes with a warning.
+        A run is stored with these settings; to resume it where "auto" means something else, give
+        the stored precision.
         """
         recipe = replace(self, precision=resolve_precision(self.precision, device))
         if n >= self.batch_size:
@@ -135,7 +136,7 @@ class Recipe:
         groups: list[dict],  # parameter groups, see `decay_groups`
         hidden: Collection[nn.Parameter] = (),  # matrices for Muon, see `hidden_matrices`
     ) -> list[Optimizer]:
-        'Return AdamW, as in the paper, or with "muon" also Muon for the hidden matrices.'
+        'Return AdamW, as in the paper, and with "muon" also Muon for the hidden matrices.'
         lr = scaled_lr(self.base_lr, self.batch_size)
         if self.optimizer == "adamw":
             hidden = ()
@@ -166,7 +167,7 @@ def split_groups(
     groups: list[dict],  # parameter groups, see `decay_groups`
     chosen: Collection[nn.Parameter],
 ) -> tuple[list[dict], list[dict]]:  # groups of the other parameters, groups of the chosen ones
-    "Split each parameter group in two, without empty groups."
+    "Split each parameter group in two and leave out empty groups."
     ids = {id(p) for p in chosen}
     parts: tuple[list[dict], list[dict]] = ([], [])
     for group in groups:
@@ -193,19 +194,19 @@ class Task:
 # %% ../nbs/22_training.ipynb #8ea28679
 @dataclass(frozen=True)
 class Batches:
-    """The batches of a data set, each of which depends only on the seed and its own number.
+    """The batches of a data set, each of which depends only on the seed, its epoch and its step.
 
     The last batch of an epoch is dropped if it is incomplete. Raises `InputError` if there are
     fewer images than the batch size.
     """
 
-    data: ImageData  # on the device
+    data: ImageData  # training images, on the device
     recipe: Recipe
-    transform: Transform  # as in `Task`
-    block_transform: Transform | None = None  # as in `Task`
+    transform: Transform  # augmentation per step, as in `Task`
+    block_transform: Transform | None = None  # augmentation per block of steps, as in `Task`
     world: World = World()
 
-    block: ClassVar[int] = 16  # steps whose images a block transform augments together
+    block: ClassVar[int] = 16  # number of steps whose images a block transform augments together
 
     def __post_init__(self):
         if not len(self):
@@ -214,7 +215,7 @@ class Batches:
                 "training images: choose a smaller one"
             )
 
-    def __len__(self) -> int:  # steps in an epoch
+    def __len__(self) -> int:  # number of steps in an epoch
         return len(self.data) // self.recipe.batch_size
 
     def order(self, epoch: int) -> Tensor:  # (N,) int64
@@ -224,10 +225,10 @@ class Batches:
 
     def epoch(
         self,
-        epoch: int,  # counted from 0
+        epoch: int,  # index of the epoch, counted from 0
         start: int = 0,  # first step of the epoch to yield
     ) -> Iterator[tuple[Tensor, Tensor]]:  # normalised images (B, 3, S, S), labels (B,)
-        "Yield this process's part of each batch of an epoch, from a given step on."
+        "Yield this process's part of each batch of an epoch, starting at a given step."
         B, share = self.recipe.batch_size, self.recipe.batch_size // self.world.size
         order, images = self.order(epoch).to(self.data.images.device), None
         seed = self.recipe.seed
@@ -242,7 +243,7 @@ class Batches:
                     images = self.block_transform(images)
             part = slice(step % self.block * share, (step % self.block + 1) * share)
             set_seed(seed, "step", epoch, step)
-            # as `normalize`, but without checking the range, for which a GPU would have to wait
+            # like `normalize`, but without the range check, for which the CPU would wait for a GPU
             yield 2 * self.transform(images[part]) - 1, labels[part]
 
 # %% ../nbs/22_training.ipynb #c561d41f
@@ -254,8 +255,8 @@ class RunOptions:
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps", …
     checkpoint_minutes: float = 1.0  # minutes between checkpoints
     minutes: float | None = None  # training time limit in minutes; none by default
-    progress: bool | None = None  # a bar instead of lines; by default in a terminal or notebook
-    tensorboard: bool = False  # write the log for TensorBoard too
+    progress: bool | None = None  # a bar instead of lines; by default in terminals and notebooks
+    tensorboard: bool = False  # also write the log for TensorBoard
 
     def __post_init__(self):
         if not self.checkpoint_minutes >= 0:
@@ -267,13 +268,13 @@ class RunOptions:
 
 # %% ../nbs/22_training.ipynb #9a7d83c9
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    "Return the state of an optimizer by the number of the parameter and the name of the tensor."
+    "Return the tensors in an optimizer's state by parameter index and name of the tensor."
     state = optimizer.state_dict()["state"]
     return {f"{i}.{name}": value for i, values in state.items() for name, value in values.items()}
 
 
 def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    "Load the result of `optimizer_tensors`; the learning rates are set in each step."
+    "Load the result of `optimizer_tensors`; each step sets the learning rates anyway."
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         i, _, key = name.partition(".")
@@ -283,12 +284,12 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> 
 
 # %% ../nbs/22_training.ipynb #a8d07e5b
 class Learner:
-    "Model, loss, optimizers, schedule and hooks of a run, with its position and its losses."
+    "Model, loss, optimizers, schedule and hooks of a run, with its epoch, step and losses."
 
     def __init__(
         self,
-        task: Task,  # its model is trained in place and moved to the device
-        recipe: Recipe,  # resolved for the device
+        task: Task,  # phase whose model is moved to the device and trained in place
+        recipe: Recipe,  # settings, resolved for the device
         device: torch.device,
         steps_per_epoch: int,
     ):
@@ -304,7 +305,7 @@ class Learner:
         self.schedule = WarmupCosine(peak, warmup, epochs * steps_per_epoch, minimum)
         self.hooks = [*recipe.hooks(), *task.hooks]
         self.epoch, self.step = 0, 0
-        self.losses: dict[str, Tensor] = {}  # (steps,) each: of this epoch, up to `step`
+        self.losses: dict[str, Tensor] = {}  # (steps,) each: of this epoch, filled up to `step`
         for hook in self.hooks:
             hook.on_start(self)
 
@@ -324,7 +325,7 @@ class Learner:
         images: Tensor,  # (B, 3, S, S), normalised
         labels: Tensor,  # (B,)
     ) -> dict[str, Tensor]:  # detached scalars, on the device
-        "Run the forward and backward pass and one step of the optimizers; return the losses."
+        "Run the forward and backward passes and one step of the optimizers; return the losses."
         lr = self.schedule(self.global_step)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = lr * group["scale"]
@@ -385,24 +386,27 @@ class Learner:
 
 # %% ../nbs/22_training.ipynb #428288fb
 class Checkpoints:
-    "Save a learner and its losses in the folder of its run, and load them from there."
+    "The checkpoints of a learner and its losses in the folder of a run."
 
     def __init__(
         self,
         learner: Learner,
         run: Run,
-        processes: Any,  # as `connect` yields them
+        processes: Any,  # connected processes, as `connect` yields them
     ):
         self.learner, self.run, self.processes = learner, run, processes
         self.began = self.saved_at = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        "Return the duration of the training so far, over all launches."
+        "Return the training time so far in seconds, over all launches."
         return time.monotonic() - self.began
 
     def losses(self) -> dict[str, Tensor]:  # (steps,) on the CPU
-        "Average each step's losses over the processes. Raises `DivergedError`."
+        """Average each step's losses over the processes.
+
+        Raises `DivergedError` if a loss is not finite.
+        """
         step, losses = self.learner.step, {}
         for name, values in self.learner.losses.items():
             losses[name] = self.processes.mean(values[:step]).cpu()
@@ -415,7 +419,7 @@ class Checkpoints:
         """Write a checkpoint.
 
         Raises `DivergedError` if a loss or a weight is not finite, or if so many fp16 steps have
-        been skipped that their scale is 0.
+        been skipped that the loss scale is 0.
         """
         learner, losses = self.learner, self.losses()
         if not all(p.isfinite().all() for p in learner.model.parameters()):
@@ -428,7 +432,10 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def load(self) -> None:
-        "Continue from the newest intact checkpoint, if there is one."
+        """Continue from the newest intact checkpoint, if there is one.
+
+        Raises `InputError` if all checkpoints are corrupt.
+        """
         state = self.processes.from_first(self.run.load() if self.run.leads else None)
         if state is None:
             return
@@ -475,7 +482,7 @@ def memory_errors(
 
 # %% ../nbs/22_training.ipynb #68b0e4fc
 class Trainer:
-    """Train a task with a recipe and its data, in the folder of a run.
+    """The training of a task on images with a recipe, in the folder of a run.
 
     Raises `InputError` for too few images or too little memory on the device.
     """
@@ -485,7 +492,7 @@ class Trainer:
         task: Task,
         recipe: Recipe,
         data: ImageData,  # training images; all are moved to the device
-        run: Run,  # entered
+        run: Run,  # inside its `with` block
         options: RunOptions = RunOptions(),
     ):
         self.recipe, self.run, self.options = recipe, run, options
@@ -501,14 +508,14 @@ class Trainer:
 
     def fit(
         self,
-        evaluate: Evaluate | None = None,  # called with the result so far
+        evaluate: Evaluate | None = None,  # called with the result after each epoch
         finish: Callable[[nn.Module], None] | None = None,  # called with the final result
     ) -> nn.Module:  # the trained model, or one that a hook provides
         """Train from the newest checkpoint to the recipe's last epoch.
 
-        Raises `RunStopped` after a requested stop, `DivergedError` for a loss or a weight that is
-        not finite or an fp16 scale of 0, and `InputError` for too little memory. All processes
-        return together.
+        All processes return together. Raises `RunStopped` after a requested stop; `DivergedError`
+        for a loss or a weight that is not finite, or an fp16 loss scale of 0; and `InputError` for
+        too little memory, corrupt checkpoints, or a batch that the processes cannot share equally.
         """
         learner, recipe, options = self.learner, self.recipe, self.options
         with (
@@ -544,7 +551,10 @@ class Trainer:
         return (learner.step - first) * self.recipe.batch_size / (time.monotonic() - began)
 
     def end_epoch(self, images_per_s: float, evaluate: Evaluate | None = None) -> None:
-        "Log the epoch and move to the next. Raises what `fit` raises."
+        """Log the epoch, move to the next, and save if a checkpoint is due.
+
+        Raises `RunStopped` or `DivergedError`, as `fit` does.
+        """
         learner = self.learner
         epoch, lr = learner.epoch + 1, learner.schedule(learner.global_step - 1)
         losses = self.checkpoints.losses()
@@ -561,7 +571,10 @@ class Trainer:
         self.save_if_due()
 
     def save_if_due(self) -> None:
-        "Save if a checkpoint is due or the run ends. Raises `RunStopped` after a request to stop."
+        """Save if a checkpoint is due, a stop has been requested or the run ends.
+
+        Raises `RunStopped` after a requested stop, and `DivergedError` as `Checkpoints.save` does.
+        """
         learner, waited = self.learner, time.monotonic() - self.checkpoints.saved_at
         finished = learner.epoch == self.recipe.epochs
         due = waited > 60 * self.options.checkpoint_minutes

@@ -14,13 +14,16 @@ from .kernels import Dropout, attention, relu_dropout
 
 # %% ../nbs/11_transformer.ipynb #1d9dcf74
 class SelfAttention(nn.Module):
-    "Multi-head self-attention with the initialisation of `nn.MultiheadAttention`."
+    """Multi-head self-attention with the initialisation of `nn.MultiheadAttention`.
+
+    Raises `InputError` unless `heads` divides `width`.
+    """
 
     def __init__(
         self,
-        width: int,  # D
-        heads: int,  # H, divides D
-        dropout: float = 0.0,  # on the attention weights, in training
+        width: int,  # embedding width D
+        heads: int,  # number of heads H, which divides D
+        dropout: float = 0.0,  # dropout probability of the attention weights, in training
     ):
         super().__init__()
         if heads < 1 or width % heads:
@@ -45,7 +48,7 @@ class SelfAttention(nn.Module):
 
 # %% ../nbs/11_transformer.ipynb #ccadf994
 class TransformerLayer(nn.Module):
-    """Apply self-attention, then an MLP of two layers with ReLU (Section 3.1, Figure 2).
+    """A transformer layer: self-attention, then a two-layer MLP with ReLU (Section 3.1, Figure 2).
 
     Both have dropout, LayerNorm and a residual connection. Raises `InputError` unless `heads`
     divides `width`.
@@ -53,12 +56,12 @@ class TransformerLayer(nn.Module):
 
     def __init__(
         self,
-        width: int = 192,  # D
-        heads: int = 3,  # H, divides D
+        width: int = 192,  # embedding width D
+        heads: int = 3,  # number of heads H, which divides D
         mlp_ratio: float = 2.0,  # hidden width of the MLP divided by D
-        dropout: float = 0.1,  # after attention and after both linear layers of the MLP
-        attention_dropout: float = 0.1,  # on the attention weights
-        norm_first: bool = True,  # LayerNorm before each half, else after its residual sum
+        dropout: float = 0.1,  # probability after attention and after both linear layers of the MLP
+        attention_dropout: float = 0.1,  # dropout probability of the attention weights
+        norm_first: bool = True,  # LayerNorm before each half; False: after its residual sum
     ):
         super().__init__()
         hidden = int(width * mlp_ratio)
@@ -68,7 +71,7 @@ class TransformerLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def mlp(self, x: Tensor) -> Tensor:
-        "Apply the MLP: up, ReLU, dropout, down; (B, T, D) to (B, T, D)."
+        "Apply the MLP (linear, ReLU, dropout, linear); the shape (B, T, D) stays the same."
         return self.down(relu_dropout(self.up(x), self.drop.rate))
 
     def forward(

@@ -20,7 +20,7 @@ import maevit_course
 from .core import InputError, fingerprint
 
 # %% ../nbs/64_weights.ipynb #f8726a98
-#: Name of the file of weights in a run's folder.
+#: Name of the weights file in a run's folder.
 MODEL = "model.safetensors"
 
 # %% ../nbs/64_weights.ipynb #f09b5b49
@@ -28,10 +28,10 @@ BUNDLED = Path(maevit_course.__file__).parent / "bundled"
 
 # %% ../nbs/64_weights.ipynb #7b7f7b88
 def write_atomically(
-    path: Path,
-    content: bytes,
+    path: Path,  # file to replace or create
+    content: bytes,  # everything that the file will hold
 ) -> None:
-    "Replace a file so that a crash at any instant leaves the complete old or the complete new one."
+    "Replace a file so that a crash at any instant leaves either the old or the new one complete."
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
@@ -48,7 +48,7 @@ def write_atomically(
 
 # %% ../nbs/64_weights.ipynb #11664a4d
 class CorruptFileError(ValueError):
-    "Raised if the content of a file differs from what was written."
+    "An unreadable file, or one whose content differs from what was written."
 
 
 def to_bytes(
@@ -66,7 +66,7 @@ def to_bytes(
 def from_bytes(content: bytes) -> tuple[dict[str, Tensor], dict]:  # the arguments of `to_bytes`
     """Return the tensors and the description that `to_bytes` was given.
 
-    For safetensors files of other programs, the description is `{}`. Raises `CorruptFileError` if
+    For safetensors files from other programs, the description is `{}`. Raises `CorruptFileError` if
     the content is not a safetensors file or does not match its checksum.
     """
     try:
@@ -105,10 +105,10 @@ def weights_file(
 
 
 def read_weights(
-    source: str | Path,  # as in `weights_file`
+    source: str | Path,  # source of the weights, see `weights_file`
     kind: str | None = None,  # required kind, "mae" or "classifier"; None for either
 ) -> tuple[dict[str, Tensor], dict]:  # tensors by name (float32), and the file's description
-    """Read a file of weights and its description.
+    """Read the weights and the description in a weights file.
 
     Raises `InputError` if the file is missing, damaged, written by a different program, or of a
     different kind.
@@ -129,14 +129,14 @@ def read_weights(
 
 # %% ../nbs/64_weights.ipynb #87ef3aae
 def export_float16(
-    source: str | Path,  # as in `weights_file`
+    source: str | Path,  # source of the weights, see `weights_file`
     path: str | Path,  # file to write, *.safetensors
     **extra: str | float,  # further fields for the file's description
 ) -> None:
     """Write trained weights as float16.
 
-    The new file can be used like the original. Raises `InputError` if a weight exceeds 65,504,
-    the largest float16.
+    The new file can be used like the original. Raises `InputError` if the magnitude of a weight
+    exceeds 65,504, the largest float16.
     """
     tensors, about = read_weights(source)
     halves = {name: tensor.half() for name, tensor in tensors.items()}

@@ -44,7 +44,7 @@ ROLES = {
 
 def tint(
     role: str,  # a key of `ROLES`
-    strength: float = 0.35,  # 0 is white, 1 the full colour
+    strength: float = 0.35,  # 0 for white, 1 for the full colour
 ) -> tuple[float, float, float]:  # red, green, blue in 0..1
     "Return a pale tint of a role's colour, as a background for text."
     red, green, blue = plt.matplotlib.colors.to_rgb(ROLES[role])
@@ -53,11 +53,11 @@ def tint(
 
 # %% ../../nbs/71_drawing.ipynb #0cb1c018
 def canvas(
-    width: float,  # in boxes
-    height: float,  # in boxes
+    width: float,  # width in boxes
+    height: float,  # height in boxes
     size: float = 0.65,  # inches per box
 ) -> plt.Axes:
-    "Create an empty canvas: (0, 0) is the centre of its lower left box."
+    "Create an empty canvas, in which (0, 0) is the centre of the lower left box."
     _, axis = plt.subplots(figsize=(width * size, height * size))
     axis.set(xlim=(-0.5, width - 0.5), ylim=(-0.5, height - 0.5), aspect="equal")
     axis.set_axis_off()
@@ -66,13 +66,13 @@ def canvas(
 
 def draw_boxes(
     axis: plt.Axes,
-    labels: Sequence,  # text of each box
-    roles: str | Sequence[str] = "visible",  # one for all boxes, or one per box
+    labels: Sequence,  # label of each box
+    roles: str | Sequence[str] = "visible",  # one role for all boxes, or one per box
     at: tuple[float, float] = (0, 0),  # centre of the first box
     step: tuple[float, float] = (1, 0),  # offset from one box to the next
-    title: str = "",  # text to the left of the row
+    title: str = "",  # title to the left of the row
     fontsize: float = 9,
-) -> list[tuple[float, float]]:  # the centres
+) -> list[tuple[float, float]]:  # centres of the boxes
     "Draw a row of labelled boxes and return their centres."
     roles = [roles] * len(labels) if isinstance(roles, str) else roles
     centres = [(at[0] + i * step[0], at[1] + i * step[1]) for i in range(len(labels))]
@@ -89,11 +89,11 @@ def draw_boxes(
 # %% ../../nbs/71_drawing.ipynb #53ffa408
 def draw_arrows(
     axis: plt.Axes,
-    starts: Sequence[tuple[float, float]],  # centres, as `draw_boxes` returns them
+    starts: Sequence[tuple[float, float]],  # centres of boxes, as `draw_boxes` returns them
     ends: Sequence[tuple[float, float]],
     role: str = "masked",
 ) -> None:
-    "Draw an arrow from the edge of each start's box to the edge of its end's box."
+    "Draw an arrow from the box at each start to the box at the matching end, edge to edge."
     for (x0, y0), (x1, y1) in zip(starts, ends):
         across, up = (0.42 * ((b > a) - (b < a)) for a, b in ((x0, x1), (y0, y1)))
         # join top and bottom edges between rows, left and right edges within a row
@@ -136,13 +136,13 @@ def draw_flow(
 def draw_matrix(
     axis: plt.Axes,
     matrix: Tensor,  # (rows, columns)
-    rows: Sequence = (),  # their names
-    columns: Sequence = (),
+    rows: Sequence = (),  # names of the rows
+    columns: Sequence = (),  # names of the columns
     title: str = "",
     decimals: int = 2,
-    role: str = "visible",  # the colour of large values
+    role: str = "visible",  # role whose colour stands for large values
 ) -> None:
-    "Draw a small matrix as a heat map with its numbers."
+    "Draw a small matrix as a heat map, with the value in each cell."
     matrix = matrix.detach().float().cpu()
     colours = plt.matplotlib.colors.LinearSegmentedColormap.from_list("", ["white", ROLES[role]])
     axis.imshow(matrix, cmap=colours, alpha=0.6, vmin=min(0, float(matrix.min())))
@@ -157,11 +157,11 @@ def draw_matrix(
 
 # %% ../../nbs/71_drawing.ipynb #4c23404e
 def hide(
-    images: Tensor,  # (B, 3, S, S), as in `to_float`
+    images: Tensor,  # (B, 3, S, S), of a type and range that `to_float` accepts
     masked: Tensor,  # (B, N) bool: patches to cover
-    patch_size: int = 3,  # pixels
+    patch_size: int = 3,  # side of a patch in pixels
 ) -> Tensor:  # (B, 3, S, S) float32 in 0..1
-    "Cover the masked patches of square images with diagonal hatching in two greys."
+    "Cover the masked patches of square images with diagonal hatching in two shades of grey."
     side = images.shape[-1] // patch_size
     covered = masked.reshape(-1, 1, side, side)
     covered = covered.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
@@ -173,11 +173,11 @@ def hide(
 def draw_patches(
     axis: plt.Axes,
     image: Tensor,  # (3, H, W), uint8 in 0..255 or float in 0..1; square if `masked` is given
-    patch_size: int = 3,  # pixels
-    masked: Tensor | None = None,  # (N,) bool: patches to hide; None shows all
-    numbers: bool = False,  # write its index on each patch
+    patch_size: int = 3,  # side of a patch in pixels
+    masked: Tensor | None = None,  # (N,) bool: patches to hide; None hides none
+    numbers: bool = False,  # whether to write its index on each patch
 ) -> None:
-    "Draw the patches of an image in reading order with gaps between them."
+    "Draw the patches of an image with gaps between them, optionally numbered in reading order."
     image = image.detach().cpu()
     if masked is not None:
         image = hide(image[None], masked[None].cpu(), patch_size)[0]
@@ -199,13 +199,13 @@ def draw_patches(
 # %% ../../nbs/71_drawing.ipynb #80afdfb0
 def draw_map(
     axis: plt.Axes,
-    values: Tensor,  # (N,): one for each patch of a square image, in reading order
+    values: Tensor,  # (N,): one value per patch of a square image, in reading order
     title: str = "",
-    role: str = "visible",  # the colour of large values
-    lowest: float | None = 0,  # drawn white; None takes the lowest of the values
-    highest: float | None = None,  # drawn in full colour; None takes the highest
-) -> plt.matplotlib.image.AxesImage:  # for a colour bar
-    "Draw one number for each patch at the position of the patch."
+    role: str = "visible",  # role whose colour stands for large values
+    lowest: float | None = 0,  # value drawn in white; None takes the lowest of `values`
+    highest: float | None = None,  # value drawn in full colour; None takes the highest
+) -> plt.matplotlib.image.AxesImage:  # image, for a colour bar
+    "Draw one value per patch as a colour at the position of the patch."
     side = round(len(values) ** 0.5)
     colours = plt.matplotlib.colors.LinearSegmentedColormap.from_list("", ["white", ROLES[role]])
     picture = axis.imshow(
@@ -236,7 +236,7 @@ METHOD = {
     "ablations": ((8.9, 0.2, 1.7, 1.1), (9.75, 0.75), "32\nAblations"),
     "rivals": ((10.9, 0.2, 2.0, 1.1), (11.9, 0.75), "33\nOther models"),
 }
-#: Its arrows: where they start and end in the first row, and in the third.
+#: The arrows of the map: for the y of each row, the x at which each arrow starts and ends.
 ARROWS = {
     4.45: ((2.02, 2.28), (4.22, 4.43), (6.37, 6.58), (8.47, 8.73), (10.62, 10.98)),
     0.75: ((1.97, 2.23), (4.12, 4.38), (6.27, 6.53), (8.62, 8.88), (10.62, 10.88)),
@@ -245,10 +245,10 @@ ARROWS = {
 # %% ../../nbs/71_drawing.ipynb #a1c0de04
 def spread(
     image: Tensor,  # (3, H, W) uint8
-    patch_size: int,  # pixels
-    masked: Tensor | None = None,  # (N,) bool: patches to show in grey; None shows all
+    patch_size: int,  # side of a patch in pixels
+    masked: Tensor | None = None,  # (N,) bool: patches to show in grey; None for none
 ) -> np.ndarray:  # (height, width, 3) uint8
-    "Enlarge an image four times and put white gaps between its patches."
+    "Enlarge a square image four-fold and put white gaps of 4 pixels between its patches."
     pixels = np.kron(image.permute(1, 2, 0).numpy(), np.ones((4, 4, 1), np.uint8))
     side, step = image.shape[-1] // patch_size, 4 * patch_size
     board = np.full((side * (step + 4) - 4, side * (step + 4) - 4, 3), 255, np.uint8)
@@ -264,7 +264,7 @@ def spread(
 @cache
 @torch.no_grad()
 def example_pictures() -> list[np.ndarray]:  # four pictures, (height, width, 3)
-    "Return a toy image, its patches, the visible ones, and the bundled model's reconstruction."
+    "Return a toy image, its patches, its visible patches and the bundled model's reconstruction."
     image = make_shapes(10, seed=2)[0][3]  # (3, 32, 32)
     mae = load_model("c10-small")
     noise = torch.rand(1, mae.config.n_patches, generator=torch.Generator().manual_seed(1))
@@ -276,7 +276,7 @@ def example_pictures() -> list[np.ndarray]:  # four pictures, (height, width, 3)
 
 # %% ../../nbs/71_drawing.ipynb #a1c0de07
 def method_figure(highlight: str | None) -> Figure:
-    "Return the map as a figure: a box and a text for each block, arrows, and four pictures."
+    "Return the map as a figure: a labelled box for each block, arrows and four pictures."
     figure = Figure(figsize=(13, 5.7), dpi=80)
     axis = figure.add_axes((0, 0, 1, 1))
     for name, ((left, bottom, width, height), centre, label) in METHOD.items():
@@ -313,7 +313,10 @@ class Drawing:
 def draw_method(
     highlight: str | None = None,  # module of a lesson, such as "masking"; None for no block
 ) -> Drawing:
-    "Draw the map of the method with one block highlighted. Raises `InputError` for another name."
+    """Draw the map of the method, with one block highlighted.
+
+    Raises `InputError` if no block has this name.
+    """
     if highlight is not None and highlight not in METHOD:
         raise InputError(f"highlight is {highlight!r} but must be one of {', '.join(METHOD)}")
     page = FigureCanvasAgg(method_figure(highlight))

@@ -43,7 +43,11 @@ def sine_positions(
     side: int,  # patches per side
     width: int,  # D, a multiple of 4
 ) -> Tensor:  # (side², D)
-    "Return the fixed positions of He et al. (2022): sines and cosines of column, then of row."
+    """Return the fixed positional embeddings of He et al. (2022).
+
+    The first half of each holds sines and cosines of the column, the second half those of the row.
+    Raises `InputError` if `width` is not a multiple of 4.
+    """
     if width % 4:
         raise InputError(f"width is {width} but must be a multiple of 4 for sine positions")
     index = torch.arange(side, dtype=torch.float32)
@@ -57,7 +61,7 @@ def sine_positions(
 def fix_positions(
     part: Encoder | Decoder,  # changed in place
 ) -> None:
-    "Replace the learned positions of the patches by fixed ones; the dummy patch keeps its own."
+    "Replace the patches' positional embeddings with fixed ones; the dummy patch keeps its own."
     positions = part.positions
     n, width = len(positions) - 1, positions.shape[1]
     with torch.no_grad():
@@ -77,7 +81,7 @@ class GeluLayer(TransformerLayer):
 def use_gelu(
     part: Encoder | Decoder,  # changed in place
 ) -> None:
-    "Make all transformer layers use GELU, and keep their weights."
+    "Make all transformer layers use GELU without changing their weights."
     for layer in part.layers:
         layer.__class__ = GeluLayer
 
@@ -86,7 +90,11 @@ def convert_target(
     target: Tensor,  # (B, N, P), normalised pixels
     kind: str,  # "normalised", "raw" or "patch"
 ) -> Tensor:  # (B, N, P)
-    'Convert normalised pixels to the target that a model predicts (He et al. 2022 for "patch").'
+    """Convert normalised pixels to the target that a model predicts.
+
+    The target "raw" is pixels from 0 to 1. For "patch", each patch is standardised with its own
+    mean and variance (He et al. 2022).
+    """
     if kind == "raw":
         return (target + 1) / 2
     if kind == "patch":
@@ -106,12 +114,12 @@ CHOICES = {
 class VariantConfig(ModelConfig):
     "Sizes of a model, and settings that the paper does not vary; the defaults are the paper's."
 
-    activation: Literal["relu", "gelu"] = "relu"  # of the MLPs
-    positions: Literal["learned", "sine"] = "learned"  # of the patches, in encoder and decoder
+    activation: Literal["relu", "gelu"] = "relu"  # activation of the MLPs
+    positions: Literal["learned", "sine"] = "learned"  # positional embeddings of the patches
     target: Literal["normalised", "raw", "patch"] = "normalised"  # what the decoder predicts
 
     def __post_init__(self):
-        "Raise `InputError` for sizes that do not fit and for unknown choices."
+        "Raise `InputError` for invalid sizes and unknown choices."
         super().__post_init__()
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -162,12 +170,12 @@ _model = VariantConfig(**vars(PRETRAIN_RECIPES["small-0.1"].model))
 _pretrain = vars(PRETRAIN_RECIPES["small-0.1"]) | {"model": _model, "precision": "fp32"}
 _finetune = vars(FINETUNE_RECIPES["small-0.1"]) | {"model": _model, "precision": "fp32"}
 
-#: The recipes of the base, from which each trial differs in one setting.
+#: Recipes of the base, from which each trial differs in one setting.
 BASE_PRETRAIN = VariantPretrain(**_pretrain).with_epochs(5)
 BASE_FINETUNE = VariantFinetune(**_finetune).with_epochs(50)
 
 # %% ../../nbs/32_ablations.ipynb #2a135d2a
-#: Factor → its value in the base, and the settings of each other value.
+#: Factor → its value in the base, and the settings for each of its other values.
 FACTORS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "α": ("0.1", {"0": {"pretrain.alpha": 0.0}, "1": {"pretrain.alpha": 1.0}}),
     "mask ratio": (
@@ -189,8 +197,8 @@ FACTORS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
 # %% ../../nbs/32_ablations.ipynb #1516802f
 #: Labels per class (None: all) → epochs of fine-tuning.
 LABEL_EPOCHS: dict[int | None, int] = {10: 200, 100: 50, 1000: 20, None: 10}
-#: Epochs of the other curve, besides the 5 of the base; longest first, so that two processes end
-#: at about the same time.
+#: Epochs of pre-training on the other curve, in addition to the 5 of the base; the longest come
+#: first, so that two processes finish at about the same time.
 PRETRAIN_EPOCHS = (100, 30, 10)
 SEEDS = (0, 1, 2)
 
@@ -200,12 +208,12 @@ class Trial:
     "One pre-training, one fine-tuning and their results, for the base or a single change to it."
 
     factor: str  # what differs from the base; "base" for the base itself
-    value: str  # of the factor, as tables show it
+    value: str  # value of the factor, as tables show it
     seed: int
-    settings: dict[str, Any] = field(default_factory=dict)  # that differ, see `FACTORS`
-    share: float = 1.0  # fraction of the images that an epoch of pre-training uses
-    labels_per_class: int | None = 100  # for fine-tuning; None uses all
-    scratch: bool = False  # whether to leave pre-training out
+    settings: dict[str, Any] = field(default_factory=dict)  # changed settings, see `FACTORS`
+    share: float = 1.0  # fraction of the training images used for pre-training
+    labels_per_class: int | None = 100  # number of labels for fine-tuning; None uses all
+    scratch: bool = False  # whether to skip pre-training
 
     @property
     def name(self) -> str:
@@ -218,7 +226,7 @@ class Trial:
         return {name.removeprefix(prefix): x for name, x in settings if name.startswith(prefix)}
 
     def recipe(self, part: str, base: Any, **model: Any) -> Any:
-        "Return a base recipe with the settings of this trial, and further ones of the model."
+        "Return a base recipe with this trial's settings and further settings of the model."
         changed = self.changed(part)
         recipe = base.with_epochs(changed.pop("epochs", base.epochs))
         config = replace(base.model, **self.changed("model") | model)
@@ -226,7 +234,7 @@ class Trial:
 
     @property
     def pretrain(self) -> VariantPretrain:
-        "Return the recipe of pre-training, which does not pool, so that such trials share it."
+        "Return the recipe for pre-training; since it does not pool, trials of pooling share it."
         return self.recipe("pretrain", BASE_PRETRAIN, pool="dummy")
 
     @property
@@ -237,17 +245,20 @@ class Trial:
 # %% ../../nbs/32_ablations.ipynb #b8e712b7
 def read_costs(
     results: Path | None = None,  # results folder; None reads this project's own
-) -> dict[str, Any]:  # "processor", and "milliseconds" of a step by "factor value"
-    "Read the duration of a step of each variant."
+) -> dict[str, Any]:  # "processor", and "milliseconds" per step by "factor value"
+    "Read the measured duration of a training step of each variant."
     file = (results or results_folder()) / "ablations" / "costs.json"
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 def equal_cost(
-    ratio: float,  # time of a step, relative to the base
-    epochs: int = BASE_PRETRAIN.epochs,  # epochs of the base
-) -> tuple[int, float]:  # whole epochs, and the fraction of the images that each of them uses
-    "Return the length of a pre-training that takes as long as the base, to within 1 %."
+    ratio: float,  # duration of a step relative to the base
+    epochs: int = BASE_PRETRAIN.epochs,  # number of epochs of the base
+) -> tuple[int, float]:  # number of epochs, and the fraction of the images that each of them uses
+    """Return the length of a pre-training that takes as long as the base, to within 5 %.
+
+    Raises `InputError` if `ratio` is not positive and finite.
+    """
     if not 0 < ratio < math.inf:
         raise InputError(f"ratio is {ratio} but must be positive: measure the costs again")
     if abs(ratio - 1) < 0.05:
@@ -258,9 +269,9 @@ def equal_cost(
 
 # %% ../../nbs/32_ablations.ipynb #3331e6c5
 def factor_trials(
-    costs: dict[str, float],  # milliseconds of a step by "factor value"
+    costs: dict[str, float],  # milliseconds per step by "factor value"
 ) -> Iterator[Trial]:
-    "List the base and all changes to one setting, each with every seed, at equal cost."
+    "Yield the base and every change to a single setting, each with every seed, at equal cost."
     for seed in SEEDS:
         yield Trial("base", "small", seed)
     for factor, (_, values) in FACTORS.items():
@@ -274,7 +285,7 @@ def factor_trials(
 
 # %% ../../nbs/32_ablations.ipynb #ef8b8bf8
 def curve_trials() -> Iterator[Trial]:
-    "List the trials of the curves over labels and over epochs of pre-training."
+    "Yield the trials of the curves over labels and over epochs of pre-training."
     for labels, epochs in LABEL_EPOCHS.items():
         value, settings = str(labels or "all"), {"finetune.epochs": epochs}
         for seed in SEEDS:
@@ -287,8 +298,8 @@ def curve_trials() -> Iterator[Trial]:
 
 # %% ../../nbs/32_ablations.ipynb #b2423c4a
 def list_trials(
-    factors: tuple[str, ...] = (),  # to keep; none keeps all
-    costs: dict[str, float] | None = None,  # milliseconds of a step; None reads the project's own
+    factors: tuple[str, ...] = (),  # factors to keep; an empty tuple keeps all
+    costs: dict[str, float] | None = None,  # milliseconds per step; None reads the project's own
 ) -> list[Trial]:
     """List the trials of the ablations, in the order in which they run.
 
@@ -307,7 +318,7 @@ def train_phase(
     out: Path,  # folder of the run
     options: RunOptions,
     start: MAE | None = None,  # pre-trained model; None starts from random weights
-) -> tuple[Any, float]:  # trained model in evaluation mode, and the seconds it took
+) -> tuple[Any, float]:  # trained model in evaluation mode, and its training time in seconds
     "Train, resume or load one phase of a trial. Raises what `pretrain` raises."
     resolved: Recipe = recipe.resolve(pick_device(options.device), len(data))
     config = {
@@ -322,7 +333,7 @@ def train_phase(
 
 # %% ../../nbs/32_ablations.ipynb #7f840b94
 def measure_pretraining(mae: MAE, train: ImageData, held_out: ImageData) -> dict[str, float]:
-    "Return the errors of a pre-trained model and its two probes, on held-out images."
+    "Return a pre-trained model's errors and the accuracy of its two probes on held-out images."
     results = reconstruction_error(mae, held_out)
     a, b = embed(mae, train.images), embed(mae, held_out.images)
     for pool in ("dummy", "mean"):
@@ -334,8 +345,8 @@ def measure_once(
     mae: MAE,
     train: ImageData,
     held_out: ImageData,
-    file: Path,  # measures.json, in the folder of the pre-training
-) -> tuple[dict[str, float], float]:  # measures, seconds
+    file: Path,  # measures.json in the folder of the pre-training run
+) -> tuple[dict[str, float], float]:  # measures, and the seconds that they took
     "Measure a pre-trained model, or read its earlier measurements."
     if not file.exists():
         began = time.monotonic()
@@ -346,7 +357,7 @@ def measure_once(
 
 # %% ../../nbs/32_ablations.ipynb #6e69edc7
 def folders(trial: Trial) -> tuple[str, str]:
-    "Name the folders of both phases; trials with the same pre-training share its folder."
+    "Return the folders' names for both phases; trials with equal pre-training share its folder."
 
     def key(*parts: Any) -> str:
         return fingerprint(json.dumps(plain({"": parts}), sort_keys=True))[:12]
@@ -399,9 +410,9 @@ def read_trials(
 
 # %% ../../nbs/32_ablations.ipynb #898ccca0
 def has_line(trial: Trial, file: Path, data: str) -> bool:
-    """Return whether a trial is recorded.
+    """Return whether the file has a line for this trial.
 
-    Raises `InputError` if the settings or the images of the record differ.
+    Raises `InputError` if the settings or the images of that line differ from the trial's.
     """
     new = {**plain(asdict(trial)), "data": data}
     for line in read_trials(file):
@@ -417,7 +428,7 @@ def has_line(trial: Trial, file: Path, data: str) -> bool:
 
 # %% ../../nbs/32_ablations.ipynb #113b8f1e
 def add_line(line: dict[str, Any], file: Path, lock: Path) -> None:
-    "Add a line to the file, which two processes may do at once."
+    "Append a line to the file, under a lock, because several processes may share the file."
     with FileLock(lock):
         text = "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in [*read_trials(file), line])
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -427,9 +438,9 @@ def add_line(line: dict[str, Any], file: Path, lock: Path) -> None:
 @contextmanager
 def claim(
     file: Path,  # lock file
-    seconds: float,  # to wait for it; 0 gives up at once, -1 waits without limit
+    seconds: float,  # longest wait in seconds; 0 gives up at once, -1 waits without limit
 ) -> Iterator[bool]:  # whether this process holds the lock inside the `with`
-    "Take a lock for a trial, unless another process holds it."
+    "Hold the lock of a trial, unless another process holds it."
     lock = FileLock(file)
     try:
         lock.acquire(timeout=seconds)
@@ -484,11 +495,11 @@ def machine() -> dict[str, Any]:
 
 # %% ../../nbs/32_ablations.ipynb #ffadf5f9
 def reproduce_ablations(
-    factors: tuple[str, ...] = (),  # to run; none runs the whole plan
-    cifar10: str | Path = "cifar10",  # as in `load_data`
-    out: Path | None = None,  # folder for the runs; None is runs/ablations
-    results: Path | None = None,  # folder for trials.jsonl; None is results/ablations
-    list_only: bool = False,  # only list the trials
+    factors: tuple[str, ...] = (),  # factors to run; an empty tuple runs the whole plan
+    cifar10: str | Path = "cifar10",  # source of CIFAR-10, see `load_data`
+    out: Path | None = None,  # folder for the runs; None means runs/ablations
+    results: Path | None = None,  # folder for trials.jsonl; None means results/ablations
+    list_only: bool = False,  # whether only to list the trials
     options: RunOptions = RunOptions(),
 ) -> None:
     "Run the remaining trials on CIFAR-10's training images, or list them; see `run_trials`."
@@ -510,11 +521,11 @@ T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 class Effect(NamedTuple):
-    "A mean difference from the base with its 95 % interval, mean ± half."
+    "A mean difference from the base with its 95 % confidence interval, mean ± half."
 
     mean: float
     half: float  # half the width of the interval
-    n: int  # pairs
+    n: int  # number of pairs
 
     @property
     def includes_zero(self) -> bool:
@@ -523,10 +534,13 @@ class Effect(NamedTuple):
 
 # %% ../../nbs/32_ablations.ipynb #e3739296
 def paired_effect(
-    variant: dict[int, float],  # measure by seed
+    variant: dict[int, float],  # measure of the variant, by seed
     base: dict[int, float],  # measure of the base, by seed
 ) -> Effect:
-    "Return the mean of variant - base over common seeds, with Student's 95 % interval."
+    """Return the mean of variant - base over their common seeds, with Student's 95 % interval.
+
+    Raises `InputError` unless there are 2 to 10 common seeds.
+    """
     seeds = sorted(variant.keys() & base.keys())
     if not 2 <= len(seeds) <= len(T_QUANTILES) + 1:
         raise InputError(
@@ -539,7 +553,7 @@ def paired_effect(
     return Effect(statistics.fmean(pairs), half, n)
 
 # %% ../../nbs/32_ablations.ipynb #2ba08075
-#: Measures of the table and the plot of all factors.
+#: Measure → its title in the table and the plot of all factors.
 MEASURES = {
     "accuracy": "few-label accuracy",
     "probe_dummy": "probe, dummy patch",
@@ -565,7 +579,7 @@ def effects(
     lines: Iterable[dict[str, Any]],
     measure: str,
 ) -> dict[tuple[str, str], Effect]:  # by factor and value
-    "Return the effect of each variant with at least two pairs."
+    "Return the effect of each variant that has at least two seeds in common with the base."
     lines = list(lines)
     base = by_seed(lines, "base", "small", measure)
     found = {}
@@ -579,10 +593,10 @@ def effects(
 # %% ../../nbs/32_ablations.ipynb #d031f0b7
 def effect_cell(
     effect: Effect | None,
-    scale: float = 100,  # 100 shows percentage points
+    scale: float = 100,  # factor for display; 100 gives percentage points
     digits: int = 2,
 ) -> str:
-    "Format an effect as mean ± half width, and say so if the interval includes zero."
+    "Format an effect as mean ± half width, marked if it includes zero and bold otherwise."
     if effect is None:
         return "–"
     text = f"{scale * effect.mean:+.{digits}f} ± {scale * effect.half:.{digits}f}"
@@ -614,7 +628,7 @@ def forest_plot(
     lines: Iterable[dict[str, Any]],
     measures: dict[str, str] = MEASURES,  # measure → title
 ) -> plt.Figure:
-    "Draw each effect with its interval; grey ones include zero."
+    "Plot each effect with its interval, in grey if the interval includes zero."
     lines = list(lines)
     columns = {title: effects(lines, measure) for measure, title in measures.items()}
     keys = list(dict.fromkeys(key for column in columns.values() for key in column))
@@ -638,8 +652,8 @@ def curve(
     lines: Iterable[dict[str, Any]],
     factor: str,  # "labels", "from scratch" or "epochs"
     measure: str,
-) -> dict[int, list[float]]:  # by the factor's value, in ascending order: the measure of each seed
-    "Return the points of a curve; the base belongs to those over labels and over epochs."
+) -> dict[int, list[float]]:  # measure of each seed, by the factor's value in ascending order
+    "Return the points of a curve; the base is a point of those over labels and over epochs."
     number = {"all": 4500, "base": {"labels": 100, "epochs": BASE_PRETRAIN.epochs}.get(factor, 0)}
     points: dict[int, list[float]] = {}
     for line in lines:
@@ -656,7 +670,7 @@ def draw_curve(
     label: str,
     color: str,
 ) -> None:
-    "Draw the mean over the seeds, and the range from the lowest to the highest."
+    "Plot the mean over the seeds and the range from lowest to highest, in percent."
     x, values = list(points), [[100 * v for v in seeds] for seeds in points.values()]
     axis.plot(x, [statistics.fmean(seeds) for seeds in values], "o-", color=color, label=label)
     axis.fill_between(x, [min(s) for s in values], [max(s) for s in values], color=color, alpha=0.2)
@@ -666,7 +680,7 @@ def draw_curve(
 def show_curves(
     lines: Iterable[dict[str, Any]],
 ) -> plt.Figure:
-    "Draw accuracy over the number of labels, and accuracy and probes over epochs."
+    "Plot accuracy against the number of labels, and accuracy and probes against epochs."
     lines = list(lines)
     figure, axes = plt.subplots(1, 2, figsize=(9, 3))
     names = {"labels": "pre-trained", "from scratch": "from scratch"}

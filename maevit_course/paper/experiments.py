@@ -33,14 +33,14 @@ from ..weights import MODEL, export_float16, write_atomically
 class Experiment:
     "One run of a reproduction."
 
-    name: str  # of the run and of its folder
-    data: str  # "c10", "c100" or "shapes"
+    name: str  # name of the run and of its folder
+    data: str  # name of the data set: "c10", "c100" or "shapes"
     recipe: PretrainRecipe | FinetuneRecipe
-    # fine-tuning starts from this run's encoder; None trains from scratch
+    # run whose encoder is the starting point of fine-tuning; None trains from scratch
     start: "Experiment | None" = None
-    labels_per_class: int | None = None  # labelled images per class for fine-tuning; None uses all
+    labels_per_class: int | None = None  # number of labelled images per class; None uses all
     all_labels: bool = False  # whether this is an additional run with all labels
-    rounded: bool = False  # start from weights that are rounded to 16 bits
+    rounded: bool = False  # whether to start from weights rounded to 16 bits
 
     @property
     def pretrains(self) -> bool:
@@ -49,16 +49,16 @@ class Experiment:
 # %% ../../nbs/68_experiments.ipynb #2589b600
 @dataclass(frozen=True)
 class Plan:
-    "The recipes and sizes of a reproduction; `list_runs` makes a list of experiments from it."
+    "The recipes and sizes of a reproduction, from which `list_runs` makes a list of experiments."
 
     pretrain: PretrainRecipe  # recipe of the main pre-training runs
     finetune: FinetuneRecipe  # recipe of the main fine-tuning runs
-    # epochs of further pre-training runs on CIFAR-10, and of the fine-tuning that follows each;
-    # None takes the epochs of `finetune`
+    # numbers of epochs of further pre-training runs on CIFAR-10 and of the fine-tuning that follows
+    # each; None takes the epochs of `finetune`
     longer_epochs: tuple[tuple[int, int | None], ...]
-    trial_epochs: tuple[int, int]  # epochs of pre-training and of fine-tuning in the ablations
-    labels: dict[str, int | None]  # fine-tuning labels per class, for each data set; None uses all
-    # epochs of two more fine-tuning runs with all labels of CIFAR-10; None if `labels` uses all
+    trial_epochs: tuple[int, int]  # numbers of epochs in the ablations: pre-training, fine-tuning
+    labels: dict[str, int | None]  # labels per class for fine-tuning, by data set; None uses all
+    # number of epochs of two more runs on CIFAR-10 with all labels; None if `labels` uses all
     all_label_epochs: int | None = None
 
     def runs(self) -> list[Experiment]:
@@ -67,20 +67,20 @@ class Plan:
 
 # %% ../../nbs/68_experiments.ipynb #ded7b119
 def pretraining_run(data: str, plan: Plan, epochs: int | None = None) -> Experiment:
-    "Return a main pre-training run, or one with a different number of epochs."
+    "Return the main pre-training run on a data set, or one with a different number of epochs."
     if epochs is None:
         return Experiment(data, data, plan.pretrain)
     return Experiment(f"{data}-{epochs}", data, plan.pretrain.with_epochs(epochs))
 
 
 def finetuning_run(
-    start: Experiment | None,  # None trains from scratch
+    start: Experiment | None,  # run to start from; None trains from scratch
     data: str,
     plan: Plan,
-    epochs: int | None = None,  # by default those of the plan's recipe
+    epochs: int | None = None,  # number of epochs; None takes that of the plan's recipe
     all_labels: bool = False,
 ) -> Experiment:
-    "Return a fine-tuning run."
+    "Return a run that fine-tunes, or that trains from scratch."
     recipe = plan.finetune if epochs is None else plan.finetune.with_epochs(epochs)
     recipe = replace(recipe, model=start.recipe.model) if start else recipe.from_scratch()
     name = f"{start.name if start else 'scratch'}-to-{data}{'-all' if all_labels else ''}"
@@ -89,7 +89,7 @@ def finetuning_run(
 
 # %% ../../nbs/68_experiments.ipynb #1e03fa81
 def trial_runs(plan: Plan) -> list[Experiment]:
-    "Return the ablations: the recipe itself, and variants that differ in one setting."
+    "Return the ablations: the recipe itself, and variants each of which differs in one setting."
     model = plan.pretrain.model
     models = {
         "trial": model,
@@ -107,7 +107,7 @@ def trial_runs(plan: Plan) -> list[Experiment]:
 
 # %% ../../nbs/68_experiments.ipynb #cf3e0e64
 def paper_runs(plan: Plan) -> list[Experiment]:
-    "Return the runs of Table 3, the controls, the ablations and the schedules of other lengths."
+    "Return the runs of Table 3, the controls, the ablations and the runs of other lengths."
     c10, c100 = pretraining_run("c10", plan), pretraining_run("c100", plan)
     longer = [(pretraining_run("c10", plan, a), b) for a, b in plan.longer_epochs]
     runs = trial_runs(plan)
@@ -125,7 +125,7 @@ def paper_runs(plan: Plan) -> list[Experiment]:
 
 # %% ../../nbs/68_experiments.ipynb #23976e20
 class HasRuns(Protocol):
-    "A plan, which is anything that can list its runs."
+    "A plan: any object that can list its runs."
 
     def runs(self) -> list[Experiment]: ...
 
@@ -133,7 +133,7 @@ class HasRuns(Protocol):
 def list_runs(plan: HasRuns, names: tuple[str, ...] = ()) -> list[Experiment]:
     """List the named runs, or all runs, in execution order.
 
-    A pre-training run precedes those that start from it. Raises `InputError` for an unknown name.
+    A pre-training run precedes those that start from it. Raises `InputError` if a name is unknown.
     """
     runs = plan.runs()
     known = [run.name for run in runs]
@@ -144,16 +144,16 @@ def list_runs(plan: HasRuns, names: tuple[str, ...] = ()) -> list[Experiment]:
 # %% ../../nbs/68_experiments.ipynb #e8e375e5
 @dataclass(frozen=True)
 class Track:
-    "The runs of a record for accuracy in a limited time; `list_runs` lists them."
+    "A track: a comparison of accuracies at equal training time, whose runs `list_runs` lists."
 
     pretrain: PretrainRecipe
-    finetune: FinetuneRecipe  # pre-training and fine-tuning share the time
-    scratch: FinetuneRecipe  # the control has all of it
+    finetune: FinetuneRecipe  # recipe of the fine-tuning, which shares the time with pre-training
+    scratch: FinetuneRecipe  # recipe of the control, which has all of the time
     seeds: tuple[int, ...]
-    rounded: bool = False  # fine-tuning starts from weights that are rounded to 16 bits
+    rounded: bool = False  # whether fine-tuning starts from weights rounded to 16 bits
 
     def runs(self) -> list[Experiment]:
-        "Return three runs for each seed."
+        "Return three runs for each seed: pre-training, fine-tuning and training from scratch."
         runs = []
         for seed in self.seeds:
             start = Experiment(f"pretrain-{seed}", "c10", replace(self.pretrain, seed=seed))
@@ -214,12 +214,12 @@ PLANS: dict[str, Plan | Track] = {
 
 # %% ../../nbs/68_experiments.ipynb #8e059b79
 def demo_runs(
-    epochs: int = 24,  # of pre-training
+    epochs: int = 24,  # epochs of pre-training
     finetune_epochs: int = 200,
     labels_per_class: int = 20,
     seed: int = 0,
 ) -> list[Experiment]:
-    "List the runs of the demonstration: with and without pre-training on the same few labels."
+    "List the demonstration's runs: pre-training, then the same few labels with and without it."
     recipe = replace(PRETRAIN_RECIPES["small"].with_epochs(epochs), seed=seed)
     tuning = replace(FINETUNE_RECIPES["small"].with_epochs(finetune_epochs), seed=seed)
     start = Experiment("pretrain", "shapes", recipe)
@@ -231,7 +231,7 @@ def demo_runs(
     ]
 
 # %% ../../nbs/68_experiments.ipynb #5647ca2b
-SNAPSHOT_EPOCHS = (20, 1020, 2020, 3020)  # epochs shown in Figure 5, of 4000
+SNAPSHOT_EPOCHS = (20, 1020, 2020, 3020)  # epochs shown in the paper's Figure 5, out of 4000
 
 
 def save_picture(figure: plt.Figure, path: Path) -> None:
@@ -261,7 +261,10 @@ DataSets = dict[str, tuple[ImageData, ImageData]]  # training and test images, b
 
 
 def starting_weights(experiment: Experiment, out: Path) -> Path | None:
-    "Return the weights that an experiment starts from. Raises `InputError` if `out` lacks them."
+    """Return the path of the weights that an experiment starts from; None if it starts from none.
+
+    Raises `InputError` if `out` lacks them.
+    """
     if experiment.start is None:
         return None
     folder, name = out / experiment.start.name, experiment.start.name
@@ -328,7 +331,7 @@ def measure_run(experiment: Experiment, data: DataSets, out: Path, device: torch
 def has_record(
     experiment: Experiment,
     results: Path,
-    data: DataSets | None = None,  # the data that a new run would use; None accepts any
+    data: DataSets | None = None,  # data sets that a new run would use; None accepts any
 ) -> bool:
     """Return whether the record of a run is in the results folder.
 
@@ -348,7 +351,7 @@ def has_record(
     if per_class is not None:
         images = per_class * len(old_data["classes"])
     kept = from_saved(type(experiment.recipe), record.config["recipe"])
-    # the record holds what "auto" became
+    # the record holds the precision that "auto" stood for
     wanted = replace(experiment.recipe, precision=kept.precision)
     old, new = {"images": old_data["images"], **asdict(kept)}, {"images": images, **asdict(wanted)}
     if changed := differences(old, new):
@@ -374,12 +377,12 @@ def reproduce(
     data: DataSets,
     out: Path,  # folder for weights and checkpoints, with a subfolder per run
     results: Path,  # folder for the records
-    options: RunOptions = RunOptions(),  # `minutes` limits the total training, not the measuring
+    options: RunOptions = RunOptions(),  # `minutes` limits total training time, not measurements
 ) -> None:
     """Run the experiments that have no record yet.
 
     The processes that `torchrun` started share each training; the first one measures the result.
-    Raises `InputError` if a record is that of another run, `RunStopped` when the time is up, and
+    Raises `InputError` if a record belongs to another run, `RunStopped` if the time is up, and
     whatever `pretrain` and `finetune` raise.
     """
     began, leads = time.monotonic(), World.current().leads

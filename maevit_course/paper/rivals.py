@@ -22,22 +22,25 @@ from ..transformer import TransformerLayer
 
 # %% ../../nbs/33_rivals.ipynb #8665ee64
 def linear_head(
-    width: int,  # numbers that describe an image
-    n_classes: int,  # classes to tell apart
+    width: int,  # number of features per image
+    n_classes: int,  # number of classes
 ) -> nn.Linear:
-    "Return the layer that gives one logit per class. Raises `InputError` if there is no class."
+    """Return a linear layer with one logit per class.
+
+    Raises `InputError` unless `n_classes` is a positive integer.
+    """
     if not isinstance(n_classes, int) or n_classes < 1:
         raise InputError(f"n_classes is {n_classes!r} but must be a positive integer")
     return nn.Linear(width, n_classes)
 
 # %% ../../nbs/33_rivals.ipynb #6d35c915
 def convolution(
-    inputs: int,  # channels
-    outputs: int,  # channels
+    inputs: int,  # number of input channels
+    outputs: int,  # number of output channels
     size: int = 3,  # side of the kernel in pixels
-    stride: int = 1,  # step from one output pixel to the next
+    stride: int = 1,  # distance in input pixels from one output pixel to the next
 ) -> nn.Conv2d:  # (B, inputs, H, W) -> (B, outputs, H / stride, W / stride)
-    "Return a padded convolution without bias, initialised as in the residual networks' papers."
+    "Return a padded convolution without bias, initialised as in the papers on residual networks."
     layer = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
@@ -45,15 +48,15 @@ def convolution(
 # %% ../../nbs/33_rivals.ipynb #ddb5fb7c
 def shortcut(
     x: Tensor,  # (B, C, H, W)
-    channels: int,  # at least C
-    stride: int,  # step in both directions
+    channels: int,  # number of output channels, at least C
+    stride: int,  # distance between the pixels kept, in both directions
 ) -> Tensor:  # (B, channels, H / stride, W / stride)
-    "Keep every `stride`-th pixel and append channels of zeros (He et al. 2016, option A)."
+    "Keep every `stride`-th row and column, and append zero channels (He et al. 2016, option A)."
     return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, channels - x.shape[1]))
 
 # %% ../../nbs/33_rivals.ipynb #e30993e0
 class BasicBlock(nn.Module):
-    "Add two 3×3 convolutions to their input, then apply ReLU (He et al. 2016, Section 4.2)."
+    "Two 3×3 convolutions with a shortcut around them, then ReLU (He et al. 2016, Section 4.2)."
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -72,10 +75,10 @@ class BasicBlock(nn.Module):
 # %% ../../nbs/33_rivals.ipynb #64e8bfb9
 def stages(
     block: Callable[[int, int, int], nn.Module],  # built from inputs, outputs and stride
-    n: int,  # blocks per stage
-    widths: tuple[int, ...],  # channels of each stage
+    n: int,  # number of blocks per stage
+    widths: tuple[int, ...],  # number of channels in each stage
 ) -> list[nn.Module]:
-    "Return the blocks of all stages. Each stage but the first begins by halving the image's side."
+    "Return the blocks of all stages; each stage but the first begins by halving the image's side."
     blocks, inputs = [], 16
     for stage, width in enumerate(widths):
         for i in range(n):
@@ -91,7 +94,7 @@ def image_mean() -> list[nn.Module]:
 # %% ../../nbs/33_rivals.ipynb #f6a0598f
 def resnet(
     n_classes: int,
-    depth: int,  # layers with weights, 6 n + 2
+    depth: int,  # number of layers with weights, 6 n + 2
 ) -> nn.Module:  # (B, 3, 32, 32), normalised, to logits (B, n_classes)
     "Build a residual network for CIFAR (He et al. 2016, Section 4.2)."
     head = linear_head(64, n_classes)
@@ -101,7 +104,7 @@ def resnet(
 
 # %% ../../nbs/33_rivals.ipynb #d36912b2
 class PreActivationBlock(nn.Module):
-    """Add three convolutions (1×1, 3×3, 1×1) to their input.
+    """Three convolutions (1×1, 3×3, 1×1) with a shortcut around them.
 
     BatchNorm and ReLU come before each convolution (He et al. 2016b, "Identity mappings").
     """
@@ -127,7 +130,7 @@ class PreActivationBlock(nn.Module):
 # %% ../../nbs/33_rivals.ipynb #4a2e24c1
 def resnet_v2(
     n_classes: int,
-    depth: int,  # layers with weights, 9 n + 2
+    depth: int,  # number of layers with weights, 9 n + 2
 ) -> nn.Module:  # (B, 3, 32, 32), normalised, to logits (B, n_classes)
     "Build a pre-activation residual network for CIFAR (He et al. 2016b)."
     head = linear_head(256, n_classes)
@@ -148,7 +151,7 @@ class CompactLayer(TransformerLayer):
         width: int,  # D
         heads: int,  # H, divides D
         mlp_ratio: float,  # hidden width of the MLP divided by D
-        drop_path: float = 0.0,  # probability of skipping a sublayer, for each image by itself
+        drop_path: float = 0.0,  # probability of skipping a sublayer, drawn for each image
     ):
         super().__init__(width, heads, mlp_ratio, dropout=0.0, attention_dropout=0.1)
         self.attention.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -167,12 +170,12 @@ class CompactLayer(TransformerLayer):
 
 # %% ../../nbs/33_rivals.ipynb #f02ae0f4
 class PatchTokenizer(nn.Module):
-    "Embed non-overlapping patches: (B, 3, S, S) to (B, N, D)."
+    "A linear embedding of non-overlapping patches: (B, 3, S, S) to (B, N, D)."
 
     def __init__(
         self,
         width: int,  # D
-        patch_size: int,  # pixels, divides S
+        patch_size: int,  # side of a patch in pixels, divides S
     ):
         super().__init__()
         self.patch_size = patch_size
@@ -184,7 +187,7 @@ class PatchTokenizer(nn.Module):
 
 # %% ../../nbs/33_rivals.ipynb #3058bb4b
 class SequencePool(nn.Module):
-    "Average the tokens with weights that depend on them (Hassani et al. 2021)."
+    "A mean of the tokens with weights computed from the tokens themselves (Hassani et al. 2021)."
 
     def __init__(
         self,
@@ -210,19 +213,19 @@ def initialise(layer: nn.Module) -> None:
 
 # %% ../../nbs/33_rivals.ipynb #1e3815a7
 class CompactTransformer(nn.Module):
-    "A classifier of 32×32 images: a tokenizer, transformer layers and a way to pool their tokens."
+    "A classifier of 32×32 images: a tokenizer, transformer layers, a pool and a linear head."
 
     def __init__(
         self,
         n_classes: int,
         tokenizer: nn.Module,  # (B, 3, 32, 32) to (B, N, D)
-        n_tokens: int,  # N
+        n_tokens: int,  # N, number of tokens per image
         *,
         width: int = 256,  # D
-        depth: int = 7,  # transformer layers
-        heads: int = 4,  # attention heads per layer
+        depth: int = 7,  # number of transformer layers
+        heads: int = 4,  # number of attention heads per layer
         mlp_ratio: float = 2.0,  # hidden width of each MLP over D
-        class_token: bool = False,  # read a class token; False averages all tokens
+        class_token: bool = False,  # whether to read a class token; False averages all tokens
     ):
         super().__init__()
         self.head = linear_head(width, n_classes)
@@ -260,9 +263,9 @@ class CompactTransformer(nn.Module):
 # %% ../../nbs/33_rivals.ipynb #525fc0d6
 def compact_vit(
     n_classes: int,
-    patch_size: int,  # pixels
+    patch_size: int,  # side of a patch in pixels
     width: int = 256,  # D
-    **sizes,  # passed on to `CompactTransformer`
+    **sizes,  # further arguments of `CompactTransformer`
 ) -> nn.Module:  # (B, 3, 32, 32), normalised, to logits (B, n_classes)
     "Build a ViT-Lite or, without a class token, a CVT (Hassani et al. 2021)."
     tokenizer, n_tokens = PatchTokenizer(width, patch_size), (32 // patch_size) ** 2
@@ -274,9 +277,9 @@ vit_lite = partial(compact_vit, class_token=True)
 # %% ../../nbs/33_rivals.ipynb #7e651945
 def convolutional_tokenizer(
     width: int,  # D
-    n_convolutions: int,  # each halves the side of the image
+    n_convolutions: int,  # number of convolutions; pooling after each halves the image's side
 ) -> nn.Module:  # (B, 3, S, S) to (B, N, D) with N = (S / 2**n_convolutions)²
-    "Return the tokenizer of CCT: convolutions of 3×3, ReLU and max-pooling."
+    "Return the tokenizer of CCT: 3×3 convolutions, each followed by ReLU and max-pooling."
     channels = [3, *[64] * (n_convolutions - 1), width]
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(channels):
@@ -288,9 +291,9 @@ def convolutional_tokenizer(
 # %% ../../nbs/33_rivals.ipynb #c7ed4a99
 def cct(
     n_classes: int,
-    n_convolutions: int,  # in the tokenizer
+    n_convolutions: int,  # number of convolutions in the tokenizer
     width: int = 256,  # D
-    **sizes,  # passed on to `CompactTransformer`
+    **sizes,  # further arguments of `CompactTransformer`
 ) -> nn.Module:  # (B, 3, 32, 32), normalised, to logits (B, n_classes)
     "Build a CCT (Hassani et al. 2021)."
     tokenizer = convolutional_tokenizer(width, n_convolutions)

@@ -22,8 +22,8 @@ class PublishedResult:
 
     model: str
     c10: float | None  # test accuracy on CIFAR-10 in %
-    c100: float | None  # on CIFAR-100
-    parameters: float | None  # in millions
+    c100: float | None  # test accuracy on CIFAR-100 in %
+    parameters: float | None  # number of parameters in millions
     macs: float | None  # multiply-accumulates per image, in 10⁹
     source: str = "Tan 2024, Table 3"
 
@@ -70,7 +70,7 @@ def read_records(
 
 # %% ../../nbs/40_paper.ipynb #331dafb3
 def percent(share: float | None) -> str:
-    "Format a fraction (0 to 1) as a percentage."
+    "Format a fraction (0 to 1) as a percentage without the % sign, and None as a dash."
     return "–" if share is None else f"{100 * share:.2f}"
 
 
@@ -86,13 +86,13 @@ def accuracy_cell(records: dict[str, RunRecord], name: str) -> str:
 
 # %% ../../nbs/40_paper.ipynb #4386b07c
 def count_macs(
-    tokens: int = 145,  # patches and the dummy patch
+    tokens: int = 145,  # number of tokens: all patches and the dummy patch
     width: int = 192,  # embedding size; MLPs are twice as wide
-    depth: int = 12,  # transformer layers
-    patch_pixels: int = 27,  # numbers in a patch
+    depth: int = 12,  # number of transformer layers
+    patch_pixels: int = 27,  # numbers per patch
     last_projection: bool = True,  # whether a width × width layer comes last
-) -> dict[str, int]:  # by part
-    "Count the multiply-accumulates for one image with all patches visible."
+) -> dict[str, int]:  # multiply-accumulates, by part
+    "Count an encoder's multiply-accumulates for one image with all patches visible."
     T, D = tokens, width
     return {
         "MLP": depth * 4 * T * D * D,
@@ -107,7 +107,7 @@ def count_macs(
 def table_3(records: dict[str, RunRecord]) -> str:
     """Return Table 3 in Markdown: published results, then our own runs at the paper's size.
 
-    A dash marks a run that is not done yet.
+    A dash marks a number that was not published or a run that has not finished yet.
     """
 
     def show(value: float | None) -> str:

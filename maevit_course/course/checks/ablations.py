@@ -14,11 +14,11 @@ from .core import Check, pseudo_result
 # %% ../../../nbs/checks/32_ablations.ipynb #7819260d
 def difference_with(
     paired: bool = True,  # take the difference per seed first
-    error: bool = True,  # of the mean; otherwise the standard deviation
-    sample: bool = True,  # divide by n - 1
+    error: bool = True,  # return the standard error; otherwise the standard deviation
+    sample: bool = True,  # divide the variance by n - 1
     sign: int = 1,
 ) -> Callable:
-    "Return an answer that compares two settings, with mistakes if asked."
+    "Return an answer that compares two settings, optionally with mistakes."
 
     def answer(base, trial):
         differences = [sign * (t - b) for b, t in zip(base, trial)]
@@ -112,7 +112,7 @@ def trials_with(
     base: Callable = lambda settings: settings[0],
     same_seed: bool = False,  # run everything with the first seed
 ) -> Callable:
-    "Return an answer that runs an ablation, with mistakes if asked."
+    "Return an answer that runs an ablation, optionally with mistakes."
 
     def answer(run, settings, seeds):
         values = {s: [run(s, seeds[0] if same_seed else seed) for seed in seeds] for s in settings}

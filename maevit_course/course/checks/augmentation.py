@@ -64,12 +64,12 @@ chance_of = Check(
     ],
     mistakes=[
         (
-            "adds the two probabilities of a pair, so an image that gets both operations "
+            "adds the probabilities if a pair contains `name` twice, so an image that gets both "
             "counts twice; how likely is it that neither is applied?",
             lambda policies, name: sum(map(sum, probabilities(policies, name))) / len(policies),
         ),
         (
-            "multiplies the two probabilities of a pair, which gives the probability of *both*; "
+            "multiplies the probabilities if a pair has `name` twice, which gives that of *both*; "
             "at least one is enough",
             lambda policies, name: (
                 sum(float(math.prod(p)) for p in probabilities(policies, name) if p) / len(policies)
@@ -91,9 +91,9 @@ chance_of = Check(
 # %% ../../../nbs/checks/21_augmentation.ipynb #aab08fb3
 def tents(
     place: Tensor,  # (n_out,), positions of the new pixels, in old pixels from `start`
-    start: int,  # first old pixel of the part
-    length: int,  # old pixels in the part
-    n_in: int,  # old pixels in the whole row
+    start: int,  # index of the first old pixel in the part
+    length: int,  # number of old pixels in the part
+    n_in: int,  # number of old pixels in the whole row
     inside: bool = True,  # whether to ignore pixels outside the part
     normalised: bool = True,  # whether each row sums to one
 ) -> Tensor:  # (n_out, n_in)
@@ -176,7 +176,7 @@ def with_three_operations(
 def group_loop(
     images: Tensor, drawn: Tensor, operations: list[Callable], first: int = 0, empty: bool = False
 ) -> Tensor:
-    "Call each operation once on its group of images; `first` and `empty` allow mistakes."
+    "Call each operation once on its group of images; `first` and `empty` imitate mistakes."
     out = images.clone()
     for number, operation in enumerate(operations):
         index = (drawn == number).nonzero().squeeze(1)
@@ -308,11 +308,11 @@ def accuracies_with(
     augments: bool = True,  # use the augmentation in training
     normalises: bool = True,  # scale to -1..1 for the classifier
     clear: bool = True,  # set the gradients to zero after each step
-    steps: int | None = None,  # None for one step per batch
+    steps: int | None = None,  # number of steps; None takes one per batch
     training_mode: bool = True,  # train with dropout
     augments_tests: bool = False,  # measure on augmented images
 ) -> Callable:
-    "Return an answer that trains a classifier and measures it, with mistakes if asked."
+    "Return an answer that trains a classifier and measures it, optionally with mistakes."
 
     def answer(classifier, batches, augment, train, test):
         optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3)
@@ -333,7 +333,7 @@ def accuracies_with(
 
 # %% ../../../nbs/checks/21_augmentation.ipynb #15933002
 def negative(images: Tensor) -> Tensor:
-    "Replace each image by its negative, a caricature of an augmentation."
+    "Replace each image with its negative, a caricature of an augmentation."
     return 1 - to_float(images)
 
 

@@ -22,7 +22,7 @@ def smoothed(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:  # (B,
 
 
 def only_others(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    "Return the mean cross-entropy, with the smoothing spread over the wrong classes only."
+    "Return the mean cross-entropy with the smoothing spread over the wrong classes only."
     right = F.one_hot(labels, logits.shape[1])
     wanted = right * (1 - smoothing) + (1 - right) * smoothing / (logits.shape[1] - 1)
     return -(wanted * logits.log_softmax(1)).sum(1).mean()
@@ -82,9 +82,9 @@ smoothed_cross_entropy = Check(
 def mixed_with(
     labels_too: bool = True,
     exchange: str = "",  # "labels" or "both": give the partner the weight of the image
-    partners: bool = True,  # mix each image with its partner, otherwise with itself
+    partners: bool = True,  # mix each image with its partner; otherwise with itself
 ) -> Callable:
-    "Return an answer that mixes images and labels, with mistakes if asked."
+    "Return an answer that mixes images and labels, optionally with mistakes."
 
     def answer(images, labels, partner, weight, n_classes):
         partner = partner if partners else torch.arange(len(images))
@@ -132,10 +132,10 @@ mixup = Check(
 # %% ../../../nbs/checks/41_beyond.ipynb #6652839f
 def averaged(
     start: Callable = lambda values: values[0],
-    exchange: bool = False,  # weigh the new value with the decay
+    exchange: bool = False,  # weight the new value by the decay
     skip_last: bool = False,
 ) -> Callable:
-    "Return an answer that averages values exponentially, with mistakes if asked."
+    "Return an answer that averages values exponentially, optionally with mistakes."
 
     def answer(values, decay):
         mean, keep = start(values), 1 - decay if exchange else decay
@@ -170,12 +170,12 @@ ema_after = Check(
 
 # %% ../../../nbs/checks/41_beyond.ipynb #6decb346
 def error_with(
-    weighted: bool = True,  # by the number of images in a bin
+    weighted: bool = True,  # weight each bin by its number of images
     absolute: bool = True,
-    of: str = "highest",  # whose probability is the confidence: "highest" or "true" class
+    of: str = "highest",  # class whose probability is the confidence: "highest" or "true"
     bins_from: Callable = lambda confidence, bins: (confidence * bins).long().clamp(max=bins - 1),
 ) -> Callable:
-    "Return an answer that computes a calibration error, with mistakes if asked."
+    "Return an answer that computes a calibration error, optionally with mistakes."
 
     def answer(probabilities, labels, bins):
         confidence, predicted = probabilities.max(1)
@@ -194,7 +194,7 @@ def error_with(
 
 
 logits = 2 * torch.randn(200, 4, generator=generator)
-# half of the predictions are far too sure, and half not sure enough
+# half of the predictions are far too confident, and half are not confident enough
 truth = torch.where(torch.arange(200) < 100, torch.arange(200) % 4, logits.argmax(1))
 surer = torch.where(torch.arange(200)[:, None] < 100, logits, logits / 4).softmax(1)
 three = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.45, 0.55]])

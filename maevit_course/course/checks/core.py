@@ -74,7 +74,7 @@ def tensor_difference(answer: Tensor, expected: Tensor, tolerance: float) -> str
 def difference(
     answer: Any,
     expected: Any,  # tensor, number, string, None, or tuples, lists and dictionaries of these
-    tolerance: float = 1e-5,  # relative and absolute, for numbers and tensors
+    tolerance: float = 1e-5,  # relative and absolute tolerance for numbers and tensors
 ) -> str | None:  # e.g. "has the shape (4, 3), but (3, 4) is expected"; None if they agree
     "Describe the first difference between an answer and the expected value."
     if isinstance(answer, Tensor) and isinstance(expected, Tensor):
@@ -106,14 +106,14 @@ def difference(
 # %% ../../../nbs/checks/00_check.ipynb #b80877f4
 @dataclass(frozen=True)
 class Check:
-    "Check an answer to an exercise and explain what is wrong with it. Call it with the answer."
+    "A check that explains what is wrong with an answer to an exercise; call it with the answer."
 
     name: str  # name of the function or class to write
     reference: Callable  # a correct answer
     cases: Sequence[tuple]  # arguments to try, simplest first
     mistakes: Sequence[tuple[str, Callable]] = ()  # (message to the learner, wrong answer)
-    use: Callable | None = None  # use(answer, *arguments) gives the result; None: call the answer
-    tolerance: float = 1e-5  # relative and absolute
+    use: Callable | None = None  # use(answer, *arguments) → result; None calls the answer
+    tolerance: float = 1e-5  # relative and absolute tolerance
 
     def diagnose(
         self,
@@ -223,6 +223,6 @@ def pseudo_result(*arguments: Any) -> float:
 
 
 def with_stand_ins(stand_ins: dict[str, Callable], answer: Callable, *arguments: Any) -> Any:
-    "Call an answer while some functions in its module or notebook are replaced, by name."
+    "Call an answer while the named functions in its module or notebook are replaced."
     with mock.patch.dict(answer.__globals__, stand_ins):
         return answer(*arguments)

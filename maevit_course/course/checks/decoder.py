@@ -87,7 +87,7 @@ hidden = torch.tensor(
 
 
 def mean_where(predictions: Tensor, chosen: Tensor) -> Tensor:
-    "Average each patch over the rounds that chose it; zero if none did."
+    "Average each patch over the rounds that chose it, or return zero if none did."
     weight = chosen[..., None].to(predictions.dtype)
     return (predictions * weight).sum(0) / weight.sum(0).clamp(min=1)
 
@@ -130,7 +130,7 @@ imagine = Check(
 
 # %% ../../../nbs/checks/14_decoder.ipynb #09a9d079
 def scattered(z: Tensor, keep: Tensor, mask_embedding: Tensor, n_patches: int) -> Tensor:
-    "Assemble the input of the decoder without the dummy patch, (B, N, D)."
+    "Assemble the input of the decoder without the class token, (B, N, D)."
     return decoder.insert_mask_tokens(z, keep, mask_embedding, n_patches)[:, :-1]
 
 # %% ../../../nbs/checks/14_decoder.ipynb #0c1b96e9

@@ -19,13 +19,13 @@ generator = torch.Generator().manual_seed(0)
 # %% ../../../nbs/checks/13_encoder.ipynb #ba43451f
 def count(
     n_patches: int,
-    patch_pixels: int,  # numbers per patch
-    width: int,  # token width
+    patch_pixels: int,  # number of values per patch
+    width: int,  # width of a token
     depth: int,  # number of layers
-    mlp_ratio: float,  # hidden width of the MLP / width
-    dummy: int = 1,  # positions of the dummy patch
+    mlp_ratio: float,  # ratio of the hidden width of the MLP to `width`
+    dummy: int = 1,  # number of positional embeddings for the class token
     layer_biases: bool = True,  # whether the linear maps inside the layers have biases
-    layer_norms: int = 2,  # LayerNorms per layer
+    layer_norms: int = 2,  # number of LayerNorms per layer
     last_norm: bool = True,  # whether a LayerNorm precedes the last projection
     projection_biases: bool = False,  # whether the first and the last projection have biases
 ) -> int:
@@ -71,7 +71,7 @@ n_parameters = Check(
 
 # %% ../../../nbs/checks/13_encoder.ipynb #a642fd86
 def rows_in(order, dummy_first: bool = False):
-    "Return an answer that takes the rows in `order(keep)` and puts the dummy patch at one end."
+    "Return an answer that takes the rows in `order(keep)` and puts the class token at one end."
 
     def answer(z, keep):
         parts = [encoder.gather_tokens(z[:, :-1], order(keep)), z[:, -1:]]
@@ -125,7 +125,7 @@ patches = torch.randint(16, (2, 5, 3), generator=generator) / 8  # sums of eight
 
 
 def with_dummy(visible: Tensor, leak: Tensor | float = 0.0) -> Tensor:
-    "Append a token for the dummy patch: the mean of the visible tokens plus `leak`."
+    "Append a class token: the mean of the visible tokens plus `leak`."
     return torch.cat([visible, visible.mean(1, keepdim=True) + leak], dim=1)
 
 
@@ -165,12 +165,12 @@ def judge(answer, name: str) -> bool:
 
 
 def tester(
-    where=lambda masked: masked,  # patches to change, from the mask
+    where=lambda masked: masked,  # chooses the patches to change, given the mask
     change=lambda x: torch.rand_like(x),  # new values of these patches
     rows=slice(None),  # rows of the output to compare
     same=torch.equal,  # comparison of two outputs
 ):
-    "Return an answer that changes the patches `where` and compares some rows of the output."
+    "Return an answer that changes the patches chosen by `where` and compares the output."
 
     def leaks(encode, patches, keep, masked):
         changed = torch.where(where(masked)[..., None], change(patches), patches)

@@ -16,7 +16,7 @@ from ...evaluation import linear_probe
 
 # %% ../../../nbs/checks/30_evaluation.ipynb #3342c0dd
 def hits(logits: Tensor, labels: Tensor, k: int, largest: bool = True) -> Tensor:  # (N, k) bool
-    "Return whether the first, second, … guess is correct."
+    "Return, for each image, whether its first, second, … guess is correct."
     return logits.topk(k, dim=1, largest=largest).indices == labels[:, None]
 
 
@@ -60,11 +60,11 @@ top_k_accuracy = Check(
 
 # %% ../../../nbs/checks/30_evaluation.ipynb #49d132f2
 def largest(
-    fraction: bool = True,  # of the true class; otherwise compare the counts
+    fraction: bool = True,  # compare fractions of the true class; otherwise compare counts
     diagonal: bool = False,  # include the correct predictions
     swap: bool = False,  # return the predicted class first
 ) -> Callable:
-    "Return an answer that looks for the largest entry of a matrix, with mistakes if asked."
+    "Return an answer that finds the largest entry of a matrix, optionally with mistakes."
 
     def answer(matrix, classes):
         share = matrix / matrix.sum(1, keepdim=True) if fraction else matrix.float()
@@ -105,12 +105,12 @@ most_confused = Check(
 
 # %% ../../../nbs/checks/30_evaluation.ipynb #faafe00b
 def around(
-    factor: float = 1.96,  # standard errors on each side
-    root: bool = True,  # of p (1 - p) / n
+    factor: float = 1.96,  # number of standard errors on each side
+    root: bool = True,  # take the root of p (1 - p) / n
     spread_of_one: bool = False,  # forget to divide by the number of images
-    limit: bool = True,  # to the range from 0 to 1
+    limit: bool = True,  # limit the interval to the range from 0 to 1
 ) -> Callable:
-    "Return an answer that computes an interval, with mistakes if asked."
+    "Return an answer that computes a confidence interval, optionally with mistakes."
 
     def answer(accuracy, n):
         variance = accuracy * (1 - accuracy) / (1 if spread_of_one else n)
@@ -148,11 +148,11 @@ interval = Check(
 # %% ../../../nbs/checks/30_evaluation.ipynb #8aa7c869
 def curve_with(
     swap: bool = False,  # exchange training and test images
-    balanced: bool = True,  # the same number of each class; otherwise the first images
-    per_class: bool = True,  # otherwise the count is that of all classes together
+    balanced: bool = True,  # take equally many of each class; otherwise the first images
+    per_class: bool = True,  # take `n` labels per class; otherwise `n` in total
     labels: bool = True,  # select the labels together with the embeddings
 ) -> Callable:
-    "Return an answer that probes with several numbers of labels, with mistakes if asked."
+    "Return an answer that probes with several numbers of labels, optionally with mistakes."
 
     def rows(y: Tensor, n: int) -> Tensor:
         classes = y.unique()

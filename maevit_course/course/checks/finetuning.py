@@ -22,7 +22,7 @@ from ...schedules import WarmupCosine, layer_index, scaled_lr
 
 # %% ../../../nbs/checks/24_finetuning.ipynb #3e267ecc
 def curve(recipe: FinetuneRecipe, steps: int, peak: float | None = None) -> WarmupCosine:
-    "Return the learning-rate schedule of a recipe, in steps."
+    "Return the learning-rate schedule of a recipe, with `steps` steps per epoch."
     peak = scaled_lr(recipe.base_lr, recipe.batch_size) if peak is None else peak
     return WarmupCosine(peak, round(recipe.warmup_epochs * steps), recipe.epochs * steps)
 
@@ -83,11 +83,11 @@ learning_rate_of = Check(
 def summary_with(
     best: str = "test_loss",  # column that decides the best epoch
     lowest: bool = True,  # whether the lowest or the highest value is best
-    count_from: int | None = None,  # number of the first epoch; the log's own numbers if None
-    gap_of: int = -1,  # line of the log that gives the gap
+    count_from: int | None = None,  # number of the first epoch; None takes the log's own numbers
+    gap_of: int = -1,  # index of the log line that gives the gap
     sign: int = 1,
 ) -> Callable:
-    "Return an answer that summarises a log, with mistakes if asked."
+    "Return an answer that summarises a log, optionally with mistakes."
 
     def answer(history):
         lines = [line for line in history if "test_loss" in line]
@@ -165,7 +165,7 @@ overfitting = Check(
 
 # %% ../../../nbs/checks/24_finetuning.ipynb #1614c150
 def without_training(answer: Callable, *arguments: Any) -> Any:
-    "Call an answer whose classifiers are numbers that depend on the images, recipe and weights."
+    "Call an answer with each classifier replaced by a number made from its images and settings."
     runs = set()
 
     def stand_in_finetune(train, test, recipe=FinetuneRecipe(), out="runs", weights=None):
@@ -270,11 +270,11 @@ accuracy_by_pool = Check(
 # %% ../../../nbs/checks/24_finetuning.ipynb #cab7530d
 def curve_with(
     same_epochs: bool = False,  # give all runs as many epochs as the recipe has
-    label_seed: Callable = lambda seed: seed,  # seed of the choice of labels
+    label_seed: Callable = lambda seed: seed,  # seed for the choice of labels
     starts: tuple = (True, False),  # whether each of the two starts uses the weights
     spread: bool = False,  # return the standard deviations instead of the means
 ) -> Callable:
-    "Return an answer that fine-tunes on several numbers of labels, with mistakes if asked."
+    "Return an answer that fine-tunes on several numbers of labels, optionally with mistakes."
 
     def answer(train, test, weights, recipe, counts, seeds, folder):
         result = {}

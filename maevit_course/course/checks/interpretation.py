@@ -74,7 +74,7 @@ roll_out = Check(
     mistakes=[
         (
             "multiplies in the wrong order; "
-            "the matrix of a later layer must be to the left of an earlier one",
+            "the matrix of a later layer must be to the left of that of an earlier one",
             lambda maps: product(maps, flip=True),
         ),
         (
@@ -104,7 +104,7 @@ def alignment(x: Tensor, y: Tensor) -> float:
 
 
 def centred(x: Tensor) -> Tensor:  # (N, D)
-    "Subtract the mean example."
+    "Subtract the mean over the examples."
     return x - x.mean(0)
 
 
@@ -185,13 +185,13 @@ error_per_image = Check(
 
 # %% ../../../nbs/checks/31_interpretation.ipynb #ffa09e7a
 def contrast_with(
-    diagonal: bool = False,  # count neighbours on the diagonals, too
-    wrap: bool = False,  # count the last patch of a row and the first of the next
+    diagonal: bool = False,  # also count diagonal neighbours
+    wrap: bool = False,  # count the end of a row and the start of the next as neighbours
     itself: bool = False,  # count each patch among its neighbours
-    rest: bool = True,  # subtract the mean of the pairs that are not neighbours
-    everything: bool = False,  # subtract the mean of all entries instead
+    rest: bool = True,  # subtract the mean over pairs that are not neighbours
+    everything: bool = False,  # subtract the mean over all entries instead
 ) -> Callable:
-    "Return an answer that compares neighbours with other patches, with mistakes if asked."
+    "Return an answer that compares neighbours with other patches, optionally with mistakes."
 
     def answer(similarity):
         n = len(similarity)

@@ -28,7 +28,7 @@ from ...patches import patchify, unpatchify
 
 # %% ../../../nbs/checks/01_lessons.ipynb #a8714fd8
 def joined(pattern: str) -> Callable:
-    "Return an answer that uses this pattern of `rearrange`, to imitate mistakes."
+    "Return an answer that uses this `rearrange` pattern, to imitate mistakes."
 
     def put_together(patches, p):
         side = round(patches.shape[1] ** 0.5)
@@ -116,15 +116,15 @@ decode = Check(
             decoding(positions="late"),
         ),
         (
-            "removes the class token before the layers, so no patch can attend to it",
+            "removes the dummy patch before the layers, so no patch can attend to it",
             decoding(early=False),
         ),
         (
-            "predicts pixels for the class token too; leave out the last token",
+            "predicts pixels for the dummy patch too; leave out the last token",
             decoding(last=None),
         ),
         (
-            "leaves out the first token; the class token is the last one",
+            "leaves out the first token; the dummy patch is the last one",
             decoding(first=1, last=None),
         ),
         ("omits the norm before the head", decoding(norm=False)),
@@ -184,7 +184,7 @@ autoencode = Check(
 
 # %% ../../../nbs/checks/01_lessons.ipynb #74d285fd
 def pooling(dummy=-1, mean=slice(0, -1), everything=slice(None), axis=1) -> Callable:
-    "Return an answer that reads these tokens, to imitate mistakes."
+    "Return an answer that pools the given tokens, to imitate mistakes."
 
     def pooled(tokens, pool):
         if pool == "dummy":
@@ -200,15 +200,15 @@ pooled = Check(
     reference=pooling(),
     cases=[(tokens, "dummy"), (tokens, "mean"), (tokens, "all")],
     mistakes=[
-        ("takes the first token; the class token is the last one", pooling(dummy=0)),
+        ("takes the first token; the dummy patch is the last one", pooling(dummy=0)),
         (
             "keeps the axis of the tokens; "
             "index it with an integer instead of a slice to get one vector per image",
             pooling(dummy=slice(-1, None)),
         ),
-        ('includes the class token in the mean for "mean"', pooling(mean=slice(None))),
+        ('includes the dummy patch in the mean for "mean"', pooling(mean=slice(None))),
         ('leaves the first patch out of the mean for "mean"', pooling(mean=slice(1, None))),
-        ('leaves the class token out of the mean for "all"', pooling(everything=slice(0, -1))),
+        ('leaves the dummy patch out of the mean for "all"', pooling(everything=slice(0, -1))),
         (
             "averages the numbers of each token; average over the tokens, which are along axis 1",
             pooling(axis=2),

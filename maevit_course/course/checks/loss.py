@@ -193,8 +193,8 @@ expected_start = Check(
             lambda x, w, a: (1 + a) * (x.mean() ** 2 + w.square().sum(1).mean()),
         ),
         (
-            "uses the variance of the pixels, from which their mean is subtracted; "
-            "E[x²] includes it",
+            "uses the variance of the pixels, which is too small by the square of their mean; "
+            "E[x²] is the mean of the squares themselves",
             lambda x, w, a: (1 + a) * (x.var() + w.square().sum(1).mean()),
         ),
         (
@@ -207,13 +207,13 @@ expected_start = Check(
 
 # %% ../../../nbs/checks/16_loss.ipynb #4f3f7d22
 def training_with(
-    steps: int | None = None,  # None for one step per batch
+    steps: int | None = None,  # number of steps; None takes one per batch
     clear: bool = True,  # set the gradients to zero after each step
     discount: bool = True,  # pass α to the loss
     evaluation: bool = True,  # switch dropout off for the measurement
     redraw: bool = False,  # measure with new masks
 ) -> Callable:
-    "Return an answer that trains and measures, with mistakes if asked."
+    "Return an answer that trains and measures, optionally with mistakes."
 
     def answer(mae, batches, alpha, test, noise):
         optimizer = torch.optim.AdamW(mae.parameters(), lr=2e-3)
@@ -322,7 +322,7 @@ masked_error = Check(
 
 # %% ../../../nbs/checks/16_loss.ipynb #24b0411f
 def weighted_mean(prediction: Tensor, target: Tensor, masked: Tensor, alpha: float) -> Tensor:
-    "Take a single mean over all patches with weights 1 and α, a tempting shortcut."
+    "Return a single mean over all patches with the weights 1 and α, a tempting shortcut."
     weights = torch.where(masked, 1.0, alpha)
     return (weights * patch_errors(prediction, target)).sum() / weights.sum()
 

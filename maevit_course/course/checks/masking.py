@@ -66,7 +66,7 @@ def inside(n: int, top: Tensor, left: Tensor, height: int, width: int) -> Tensor
 
 
 def mask_of(answer, noise: Tensor, *block):
-    "Return the mask of `random_masking` at the paper's ratio for the answer's noise."
+    "Return the mask that `random_masking` makes from the answer's noise at the paper's ratio."
     changed = answer(noise, *block)
     if isinstance(changed, Tensor) and changed.shape == noise.shape:
         return random_masking(*noise.shape, noise=changed)[1]
@@ -193,7 +193,7 @@ keep_indices = Check(
 
 # %% ../../../nbs/checks/12_masking.ipynb #2a55cafe
 def show_everywhere(keep: Tensor, n_patches: int) -> Tensor:
-    "Index all images with the indices of all images (a mistake)."
+    "Show in every image the patches that are visible in any image (a mistake)."
     masked = torch.ones(len(keep), n_patches, dtype=torch.bool)
     masked[:, keep] = False
     return masked

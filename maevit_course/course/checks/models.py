@@ -17,9 +17,9 @@ from ...models import MAE, ModelConfig
 def fractions(
     count: Callable = lambda parameters: sum(p.numel() for p in parameters),
     divide: bool = True,
-    deep: bool = False,  # look at all modules instead of the direct parts
+    deep: bool = False,  # count all modules instead of the direct parts
 ) -> Callable:
-    "Return an answer that counts the parameters of each part, with mistakes if asked."
+    "Return an answer that counts the parameters of each part, optionally with mistakes."
 
     def answer(model):
         parts = dict(model.named_modules() if deep else model.named_children())
@@ -30,7 +30,7 @@ def fractions(
 
 
 def half_frozen() -> nn.Module:
-    "Return a model of three layers, one of them frozen."
+    "Return a model of three layers, one of which is frozen."
     parts = {"body": nn.Linear(3, 4), "neck": nn.LayerNorm(4), "top": nn.Linear(4, 2)}
     model = nn.ModuleDict(parts)
     model["body"].requires_grad_(False)
@@ -68,7 +68,7 @@ def differing(
     names: Callable = lambda a, b: a.keys() | b.keys(),
     unchanged: bool = False,  # return the names of equal tensors
 ) -> Callable:
-    "Return an answer that compares two state dictionaries, with mistakes if asked."
+    "Return an answer that compares two state dictionaries, optionally with mistakes."
 
     def answer(before, after):
         missing = torch.zeros(0)
@@ -123,10 +123,10 @@ changed_tensors = Check(
 # %% ../../../nbs/checks/15_models.ipynb #d03481d2
 def cut_window(
     swap: bool = False,  # exchange rows and columns
-    dummy: str = "last",  # "last", "first" or "none"
-    extra: int = 0,  # additional rows and columns
+    dummy: str = "last",  # position of the class token: "last", "first" or "none"
+    extra: int = 0,  # number of additional rows and columns
 ) -> Callable:
-    "Return an answer that cuts a window out of a grid of positions, with mistakes if asked."
+    "Return an answer that cuts a window out of a grid of positions, optionally with mistakes."
 
     def answer(positions, top, left, size):
         side = round((len(positions) - 1) ** 0.5)
@@ -166,7 +166,7 @@ positions_of_window = Check(
 
 # %% ../../../nbs/checks/15_models.ipynb #a6c10e00
 def mean_with(normalise: bool = True, equal: bool = False, first: int = 0) -> Callable:
-    "Return an answer that averages state dictionaries, with mistakes if asked."
+    "Return an answer that averages state dictionaries, optionally with mistakes."
 
     def answer(states, weights):
         weights = [1.0] * len(states) if equal else weights

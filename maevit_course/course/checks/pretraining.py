@@ -148,7 +148,7 @@ def stand_in_error(mae: float, data: ImageData, mask_ratio=0.75, alpha=0.1, seed
 
 
 def without_training(answer: Callable, *arguments: Any) -> Any:
-    "Call an answer whose trained models are numbers that depend on the images and the recipe."
+    "Call an answer with each trained model replaced by a number made from images and recipe."
     runs = set()
 
     def stand_in_pretrain(data, recipe=PretrainRecipe(), out="runs/pretrain", *options, **more):
@@ -174,7 +174,7 @@ def errors_with(
     trained: Callable = lambda ratio: ratio,  # mask ratio of the training
     test_images: bool = True,  # measure on test images
 ) -> Callable:
-    "Return an answer that trains with several mask ratios, with mistakes if asked."
+    "Return an answer that trains with several mask ratios, optionally with mistakes."
 
     def answer(train, test, recipe, ratios, folder):
         result = {}
@@ -230,11 +230,11 @@ errors_by_ratio = Check(
 # %% ../../../nbs/checks/23_pretraining.ipynb #fd082f07
 def losses_with(
     same_epochs: bool = False,  # give all runs as many epochs as the recipe has
-    drawn: Callable = lambda data, n: data.sample(n),  # the images of a run
+    drawn: Callable = lambda data, n: data.sample(n),  # draws the images of a run
     on_all: bool = False,  # measure the training loss on all training images
     warmup_too: bool = True,  # change the warm-up in proportion
 ) -> Callable:
-    "Return an answer that trains on several numbers of images, with mistakes if asked."
+    "Return an answer that trains on several numbers of images, optionally with mistakes."
 
     def answer(train, test, recipe, counts, steps, folder):
         result = {}

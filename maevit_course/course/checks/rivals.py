@@ -20,7 +20,7 @@ generator = torch.Generator().manual_seed(0)
 
 
 def with_zeros(reduce: Callable, before: bool = False) -> Callable:
-    "Return an answer that reduces the image and puts the new channels on one side."
+    "Return an answer that reduces the image and adds channels of zeros on one side."
 
     def answer(x, channels, stride):
         kept, new = reduce(x, stride), channels - x.shape[1]
@@ -175,16 +175,16 @@ receptive_field = Check(
 
 # %% ../../../nbs/checks/33_rivals.ipynb #d3c2a231
 def count(
-    patch_size: int,  # pixels
-    width: int,  # D
+    patch_size: int,  # side of a patch in pixels
+    width: int,  # width of a token, D
     depth: int,  # number of layers
-    mlp_ratio: int,  # hidden width of the MLP / width
-    n_classes: int,  # logits
+    mlp_ratio: int,  # ratio of the hidden width of the MLP to `width`
+    n_classes: int,  # number of classes
     qkv_bias: bool = False,  # whether queries, keys and values have a bias
-    class_token: bool = False,  # whether there is one, with a position
-    positions: bool = True,  # whether there are positions
+    class_token: bool = False,  # whether there is a class token, with a positional embedding
+    positions: bool = True,  # whether the patches have positional embeddings
     pool_bias: bool = True,  # whether the pool has a bias
-    layer_norms: int = 2,  # LayerNorms per layer
+    layer_norms: int = 2,  # number of LayerNorms per layer
     last_norm: bool = True,  # whether a LayerNorm follows the last layer
 ) -> int:
     "Count the parameters of a CVT; the optional arguments imitate mistakes."
@@ -226,12 +226,12 @@ cvt_parameters = Check(
 
 # %% ../../../nbs/checks/33_rivals.ipynb #04bff52f
 def moved_by(
-    fill: str = "copy",  # "copy", "wrap" or "zero"
-    axis: int = 3,  # 3 for columns, 2 for rows
+    fill: str = "copy",  # content of the free columns: "copy", "wrap" or "zero"
+    axis: int = 3,  # axis of the shift: 3 for columns, 2 for rows
     left: bool = False,
-    count: bool = False,  # return the number of images
+    count: bool = False,  # return the number of images instead of the fraction
 ) -> Callable:
-    "Return an answer that compares predictions before and after a shift, with mistakes if asked."
+    "Return an answer that compares predictions before and after a shift, optionally with mistakes."
 
     def answer(predict, images, pixels):
         x = images.transpose(axis, 3)

@@ -48,7 +48,7 @@ peak_lr = Check(
 def first_step(
     warmup: int, total: int, share: float, start: int, low_enough: Callable
 ) -> int | None:
-    "Find the first step from `start` on whose rate, relative to the peak, is low enough."
+    "Return the first step, not before `start`, whose rate relative to the peak is low enough."
     schedule = WarmupCosine(1.0, warmup, total, share)
     return next((step for step in range(start, total) if low_enough(schedule(step))), None)
 
@@ -132,13 +132,13 @@ leftover = Check(
 
 # %% ../../../nbs/checks/20_schedules.ipynb #a58f09f7
 def loss_with(
-    first: int = 0,  # number of the first step
+    first: int = 0,  # index of the first step
     late: bool = False,  # set the rate after the step instead of before it
     constant: bool = False,  # use the rate of the first step in all steps
     clear: bool = True,  # set the gradients to zero after each step
-    part: slice | None = None,  # losses to average; the last quarter if None
+    part: slice | None = None,  # losses to average; None takes the last quarter
 ) -> Callable:
-    "Return an answer that trains with a schedule, with mistakes if asked."
+    "Return an answer that trains with a schedule, optionally with mistakes."
 
     def answer(mae, batches, schedule):
         optimizer = torch.optim.AdamW(mae.parameters())

@@ -83,7 +83,7 @@ def fresh() -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def train_steps(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
-    "Train from step `first` to before `last`; the images depend only on the step."
+    "Train from step `first` to step `last` - 1; the images depend only on the step."
     for step in range(first, last):
         x = torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
         F.mse_loss(model(x), x[:, :2]).backward()
@@ -162,7 +162,7 @@ snapshot = Check(
 
 # %% ../../../nbs/checks/22_training.ipynb #e448c387
 class WatchedLoss:
-    "Mean loss that records the largest piece and the largest number of graphs kept at once."
+    "A mean loss that records the largest piece and the largest number of graphs kept at once."
 
     def __init__(self):
         self.largest, self.alive, self.most_alive = 0, 0, 0
@@ -197,7 +197,7 @@ def take_large_steps(answer: Callable, batch: int, piece: int) -> dict:
 def step_in_pieces(
     weight: Callable[
         [int, int, int], float
-    ],  # (images in the piece, in the batch, full piece size)
+    ],  # (images in the piece, images in the batch, full piece size) → weight
     clear: bool = True,  # clear the gradients after the step
 ) -> Callable:
     "Build an answer that weights the loss of each piece."
@@ -273,7 +273,7 @@ large_step = Check(
 
 # %% ../../../nbs/checks/22_training.ipynb #55ec7abf
 class PowerFailure(OSError):
-    "Error in the middle of writing."
+    "An error in the middle of writing a file."
 
 
 def stream(pieces: list[bytes], fails: bool) -> Iterator[bytes]:
@@ -396,7 +396,7 @@ write_whole = Check(
         ),
         (
             "writes the temporary file to another folder, perhaps on another disk, where "
-            "renaming means copying; use the folder of `path`",
+            "renaming fails; use the folder of `path`",
             from_elsewhere,
         ),
     ],
@@ -404,13 +404,13 @@ write_whole = Check(
 
 # %% ../../../nbs/checks/22_training.ipynb #5434322b
 def by_batch_size(
-    rate_of: int | None = None,  # batch size that decides the learning rate; each its own if None
+    rate_of: int | None = None,  # batch size that sets the learning rate; None takes each run's own
     moves: bool = True,  # tell the learner that an epoch has ended
     shuffles: bool = True,  # draw the images again in each epoch
     last_step: bool = False,  # return the loss of the last step
     model_once: bool = False,  # train one model with all batch sizes in turn
 ) -> Callable:
-    "Return an answer that trains with several batch sizes, with mistakes if asked."
+    "Return an answer that trains with several batch sizes, optionally with mistakes."
 
     def answer(data, recipe, sizes):
         result, task = {}, None

@@ -60,10 +60,10 @@ first_of_each = Check(
 # %% ../../../nbs/checks/50_your_images.ipynb #58728d66
 def repeated(
     mirrored: bool = True,
-    mean_only: bool = False,  # compare the mean colours only
-    side: str = "test",  # whose indices are returned
+    mean_only: bool = False,  # compare only the mean colours
+    side: str = "test",  # images whose indices are returned: "test" or "train"
 ) -> Callable:
-    "Return an answer that looks for repeated images, with mistakes if asked."
+    "Return an answer that finds repeated images, optionally with mistakes."
 
     def answer(train, test):
         if mean_only:
@@ -108,11 +108,11 @@ leaked = Check(
 
 # %% ../../../nbs/checks/50_your_images.ipynb #f204fb08
 def farthest(
-    nearest: bool = True,  # distance to the nearest chosen image; otherwise the mean distance
+    nearest: bool = True,  # use the distance to the nearest chosen image; otherwise the mean
     lowest: bool = False,  # return the image that is nearest to the chosen ones
-    again: bool = False,  # allow images that are chosen already
+    again: bool = False,  # allow images that are already chosen
 ) -> Callable:
-    "Return an answer that looks for the image that is unlike the chosen ones, with mistakes."
+    "Return an answer that finds the image least like the chosen ones, optionally with mistakes."
 
     def answer(embeddings, chosen):
         distance = torch.cdist(embeddings, embeddings[chosen])
@@ -153,12 +153,12 @@ next_to_label = Check(
 
 # %% ../../../nbs/checks/50_your_images.ipynb #ac37e72c
 def marked_with(
-    corner: tuple[slice, slice] | None = None,  # rows and columns; the upper left if None
+    corner: tuple[slice, slice] | None = None,  # rows and columns; None for the upper left
     level: Callable = lambda labels, n: labels * 255 // (n - 1),
-    larger: int = 0,  # additional pixels per side
+    larger: int = 0,  # number of additional pixels per side
     channels: slice = slice(None),
 ) -> Callable:
-    "Return an answer that marks images with their classes, with mistakes if asked."
+    "Return an answer that marks images with their classes, optionally with mistakes."
 
     def answer(images, labels, n_classes, size):
         images = images.clone()
@@ -171,7 +171,7 @@ def marked_with(
 
 
 def in_place(images, labels, n_classes, size):
-    "Mark the given images themselves (a mistake)."
+    "Mark the given images in place (a mistake)."
     images[:, :, :size, :size] = (labels * 255 // (n_classes - 1)).byte()[:, None, None, None]
     return images
 
