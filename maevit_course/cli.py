@@ -54,11 +54,12 @@ class DataOptions:
     "The data set and how much of it to use."
 
     # "shapes" (drawn, no download), "cifar10", "cifar100", a folder of images (train/<class>/* with
-    # test/<class>/* or val/<class>/*; <class>/*; or any without labels), a CSV file with the
+    # test/<class>/* or val/<class>/*; <class>/*; any layout without labels), a CSV file with the
     # columns path and label, an .npz file, or a Hugging Face data set saved on disk
     data: str = "shapes"
     size: int | None = None  # scale image files to this side, in pixels
-    # how to make images square: crop the middle, or pad; by default crop, or what given weights use
+    # how to make images square: crop the middle, or pad with grey; the
+    # default is crop, or the setting of the weights
     fit: Literal["crop", "pad"] | None = None
     limit: int | None = None  # number of training images to use; all by default
 
@@ -82,9 +83,9 @@ class Pretrain:
     "Pre-train a masked autoencoder on images without labels (Table 1 of the paper)."
 
     data: OmitArgPrefixes[DataOptions] = DataOptions()
-    # start from these weights: run folder, file or a name such as c10-small; random by default
+    # initial weights: run folder, file or a name such as c10-small; random by default
     weights: Path | None = None
-    out: Path = Path("runs/pretrain")  # folder of the run: logs, checkpoint, weights, report
+    out: Path = Path("runs/pretrain")  # folder of the run: logs, checkpoint, weights and report
     recipe: Preset = "paper"  # default settings; "small" suits two CPU cores
     run: OmitArgPrefixes[RunOptions] = RunOptions()
     settings: OmitArgPrefixes[PretrainRecipe] = PretrainRecipe()
@@ -104,8 +105,8 @@ class Finetune:
     data: OmitArgPrefixes[DataOptions] = DataOptions()
     # pre-trained weights: run folder, file or a name such as c10-small; random by default
     weights: Path | None = None
-    labels_per_class: int | None = None  # labelled images per class; all by default
-    out: Path = Path("runs/finetune")  # folder of the run: logs, checkpoint, weights, report
+    labels_per_class: int | None = None  # number of labelled images per class; all by default
+    out: Path = Path("runs/finetune")  # folder of the run: logs, checkpoint, weights and report
     recipe: Preset = "paper"  # default settings; "small" suits two CPU cores
     run: OmitArgPrefixes[RunOptions] = RunOptions()
     settings: OmitArgPrefixes[FinetuneRecipe] = FinetuneRecipe()
@@ -163,13 +164,13 @@ class Evaluate:
 # %% ../nbs/70_cli.ipynb #de575e3f
 @dataclass(frozen=True)
 class Bench:
-    "Measure the data alone, a training step alone and the whole training, in images per second."
+    "Measure the speed of data loading, of a training step and of training, in images per second."
 
     data: OmitArgPrefixes[DataOptions] = DataOptions()
     recipe: Preset = "paper"  # recipe that defines the model
     phase: Literal["pretrain", "finetune"] = "pretrain"  # kind of training
-    batch_size: int | None = None  # images per step; by default the recipe's on a GPU, 64 on a CPU
-    seconds: float = 3.0  # shortest time for each measurement
+    batch_size: int | None = None  # images per step; default: the recipe's on a GPU, 64 on a CPU
+    seconds: float = 3.0  # minimum duration of each measurement, in seconds
     device: str = "auto"  # "auto", "cpu", "cuda", "mps", …
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False  # print JSON
 
@@ -212,7 +213,8 @@ class Inspect:
     # data set as in `pretrain --data`, run folder, weights file or a name such as c10-small
     source: Annotated[str, Positional]
     size: int | None = None  # scale image files to this side, in pixels
-    fit: Literal["crop", "pad"] = "crop"  # how to make images square: crop the middle, or pad
+    # how to make images square: crop the middle, or pad with grey
+    fit: Literal["crop", "pad"] = "crop"
     recipe: Preset = "paper"  # recipe of the pre-training
     device: str = "auto"  # "auto", "cpu", "cuda", …
 
@@ -227,9 +229,9 @@ class Demo:
 
     out: Path = Path("runs/demo")  # folder for the three runs and the report
     epochs: int = 24  # epochs of pre-training
-    finetune_epochs: int = 200  # epochs of fine-tuning, which are short with few images
+    finetune_epochs: int = 200  # epochs of fine-tuning; they are short, with so few images
     limit: int | None = None  # number of images for pre-training; all by default
-    labels_per_class: int = 20  # labelled images per class for fine-tuning
+    labels_per_class: int = 20  # number of labelled images per class for fine-tuning
     seed: int = 0  # seed for all random numbers
     run: OmitArgPrefixes[RunOptions] = RunOptions(resume=True)
 
@@ -251,16 +253,16 @@ class Demo:
 # %% ../nbs/70_cli.ipynb #fbd1df6e
 @dataclass(frozen=True)
 class Reproduce:
-    "Run what remains of a plan, such as the runs behind the paper's tables, and keep the records."
+    "Run the experiments of a plan that have no record yet, and keep their records."
 
     names: Annotated[tuple[str, ...], Positional] = ()  # names of runs; by default the whole plan
     # "paper" needs a GPU, and "small" a few hours on two CPU cores; "hour" takes one hour per seed
-    # on two CPU cores, and "gpu10" ten minutes on a GPU; "ablations" are those of lesson 32
+    # on two CPU cores, and "gpu10" ten minutes on a GPU; "ablations" runs those of lesson 32
     scale: Literal["paper", "small", "hour", "gpu10", "ablations"] = "paper"
-    epochs: int | None = None  # epochs of the main pre-training runs; by default the scale's
-    finetune_epochs: int | None = None  # the same for the main fine-tuning runs
-    cifar10: str = "cifar10"  # "cifar10" (downloads it), or an .npz file or folder with it
-    cifar100: str = "cifar100"  # "cifar100" (downloads it), or an .npz file or folder with it
+    epochs: int | None = None  # epochs of the main pre-training runs; default: the plan's
+    finetune_epochs: int | None = None  # epochs of the main fine-tuning runs; default: the plan's
+    cifar10: str = "cifar10"  # "cifar10", which is downloaded, or an .npz file or folder with it
+    cifar100: str = "cifar100"  # "cifar100", which is downloaded, or an .npz file or folder with it
     out: Path | None = None  # folder for weights and checkpoints; by default runs/<scale>
     results: Path | None = None  # folder for the records; by default results/<scale>
     list_only: Annotated[bool, tyro.conf.arg(name="list")] = False  # only list the plan
@@ -364,7 +366,7 @@ class Predict:
     top: int = 3  # number of classes per image
     out: Path | None = None  # file to write, .csv or .json; by default the classes are printed
     device: str = "auto"  # "auto", "cpu", "cuda", …
-    progress: bool | None = None  # show a progress bar; by default in a terminal
+    progress: bool | None = None  # show a progress bar; by default only in a terminal
 
     def __call__(self) -> None:
         if self.out:
@@ -390,9 +392,10 @@ class Embed:
     out: Path  # file to write, .npz or .csv
     # embedding of an image: mean of its patches, class token ("dummy"), or all patches (.npz only)
     pool: Literal["mean", "dummy", "patches"] = "mean"
-    neighbours: Path | None = None  # image whose nearest neighbours are drawn, next to `out`
+    # image whose nearest neighbours are drawn in a .png next to `out`
+    neighbours: Path | None = None
     device: str = "auto"  # "auto", "cpu", "cuda", …
-    progress: bool | None = None  # show a progress bar; by default in a terminal
+    progress: bool | None = None  # show a progress bar; by default only in a terminal
 
     def __call__(self) -> None:
         check_out(self.out, (".npz",) if self.pool == "patches" else (".npz", ".csv"))
