@@ -436,7 +436,7 @@ PACKAGES = {
 #: Largest difference between their outputs and ours at which an export is kept.
 TOLERANCE = 1e-5
 
-
+# %% ../nbs/51_export.ipynb #e2dcbbb7
 def check_target(
     model: MAE | Classifier, to: str, out: Path, attentions: bool, test: ImageData | None
 ) -> None:

@@ -132,6 +132,18 @@ def pretrain(
             write_card(run.out)
     return mae
 
+# %% ../nbs/23_pretraining.ipynb #136829eb
+def mean_colour(
+    target: Tensor,  # (B, N, P) patches
+    masked: Tensor,  # (B, N) bool
+) -> Tensor:  # (B, N, P)
+    "Return the mean colour of each image's visible patches at every pixel, without learning."
+    _, N, P = target.shape
+    colours = target.unflatten(2, (P // 3, 3)).mean(2)  # (B, N, 3): mean colour of each patch
+    weight = (~masked)[..., None].float()  # (B, N, 1)
+    mean = (colours * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)  # (B, 1, 3)
+    return mean.repeat(1, N, P // 3)  # (B, N, P): the same colour for each pixel
+
 # %% ../nbs/23_pretraining.ipynb #2954419e
 def interpolate_masked(
     target: Tensor,  # (B, N, P) patches

@@ -182,6 +182,7 @@ _hour_finetune = replace(
     model=replace(FINETUNE_RECIPES["small-0.1"].model, pool="mean"),
 )
 
+# %% ../../nbs/68_experiments.ipynb #72e092a1
 PLANS: dict[str, Plan | Track] = {
     "paper": Plan(
         PRETRAIN_RECIPES["paper"],

@@ -48,7 +48,7 @@ def only_containing(policies: list, name: str) -> float:
 # %% ../../../nbs/checks/21_augmentation.ipynb #88264706
 pair = (("Rotate", 0.5, 1), ("Invert", 0.2, None))
 
-
+# %% ../../../nbs/checks/21_augmentation.ipynb #74c759ef
 chance_of = Check(
     "chance_of",
     reference=lambda policies, name: (

@@ -23,7 +23,7 @@ def hits(logits: Tensor, labels: Tensor, k: int, largest: bool = True) -> Tensor
 scores = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
 truth = torch.arange(8).flip(0)
 
-
+# %% ../../../nbs/checks/30_evaluation.ipynb #adca3a13
 top_k_accuracy = Check(
     "top_k_accuracy",
     reference=lambda logits, labels, k: hits(logits, labels, k).any(1).float().mean().item(),
@@ -120,7 +120,7 @@ def around(
 
     return answer
 
-
+# %% ../../../nbs/checks/30_evaluation.ipynb #4007fd2d
 interval = Check(
     "interval",
     reference=around(),

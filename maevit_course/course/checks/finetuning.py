@@ -105,7 +105,7 @@ def log_of(*lines: tuple) -> list[dict]:
     names = ("epoch", "loss", "accuracy", "test_accuracy", "test_loss")
     return [dict(zip(names, line)) for line in lines]
 
-
+# %% ../../../nbs/checks/24_finetuning.ipynb #f0f86e41
 tested_always = log_of(
     (1, 2.2, 0.2, 0.2, 2.1),
     (2, 1.5, 0.5, 0.4, 1.7),

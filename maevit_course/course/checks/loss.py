@@ -106,6 +106,8 @@ def normalised(
 # %% ../../../nbs/checks/16_loss.ipynb #382b4791
 # (2, 7, 4): the last patch has a single colour
 flat = torch.cat([example()[1], torch.full((2, 1, 4), 0.25)], dim=1)
+
+# %% ../../../nbs/checks/16_loss.ipynb #a2e0790d
 normalise_patches = Check(
     "normalise_patches",
     reference=normalised,

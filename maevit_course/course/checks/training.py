@@ -32,7 +32,7 @@ from ...training import Batches, Learner
 # %% ../../../nbs/checks/22_training.ipynb #59ec5c59
 schedule = WarmupCosine(peak=1.0, warmup_steps=4, total_steps=30)
 
-
+# %% ../../../nbs/checks/22_training.ipynb #78b4e0b4
 next_lr = Check(
     "next_lr",
     reference=lambda epoch, step, n_images, batch_size, schedule: schedule(
@@ -283,7 +283,7 @@ def stream(pieces: list[bytes], fails: bool) -> Iterator[bytes]:
         raise PowerFailure("the power fails")
     yield pieces[-1]
 
-
+# %% ../../../nbs/checks/22_training.ipynb #e8e8f56d
 def write_and_look(answer: Callable, pieces: list[bytes], fails: bool) -> dict:
     "Replace a file and return the content of its folder afterwards."
     with tempfile.TemporaryDirectory() as folder:

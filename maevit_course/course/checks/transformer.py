@@ -116,6 +116,8 @@ def masked_scores(q, k, allowed, value=float("-inf")):
 
 no_looking_ahead = torch.ones(3, 3).tril().bool()
 some = torch.tensor([[1, 1, 0, 1], [0, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]], dtype=torch.bool)
+
+# %% ../../../nbs/checks/11_transformer.ipynb #947752b7
 masked_attention = Check(
     "masked_attention",
     reference=lambda q, k, v, allowed: masked_scores(q, k, allowed).softmax(-1) @ v,

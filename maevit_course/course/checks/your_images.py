@@ -19,7 +19,7 @@ def running_count(labels: Tensor) -> Tensor:  # (N,)
     each = F.one_hot(labels).cumsum(0)
     return each.gather(1, labels[:, None]).squeeze(1)
 
-
+# %% ../../../nbs/checks/50_your_images.ipynb #369d2477
 first_of_each = Check(
     "first_of_each",
     reference=lambda labels, per_class: (running_count(labels) <= per_class).nonzero().squeeze(1),
@@ -123,7 +123,7 @@ def farthest(
 
     return answer
 
-
+# %% ../../../nbs/checks/50_your_images.ipynb #61cce69c
 line = torch.tensor([[0.0], [1.0], [5.0], [9.0], [10.0], [12.0]])
 points = torch.randn(40, 3, generator=generator)
 next_to_label = Check(
