@@ -274,13 +274,19 @@ def test_a_reconstruction_by_keyboard_alone(page):
     page.keyboard.press("Enter")
     assert "row 2, column 3" in page.inner_text("#chosen")
     assert page.inner_text("#readout").startswith("Row 2, column 3")
-    # The values of a map can be read, too.
+    # The values of a map can be read, too, even when it is drawn again meanwhile.
     page.locator("#decoder .map").first.focus()
     for key in ("Home", "ArrowUp", *["ArrowDown"] * 8, "ArrowRight"):
         page.keyboard.press(key)
-    value = page.locator("#decoder figure").first.locator("output").inner_text()
-    assert value.startswith("Row 8, column 2: ")
-    assert value.endswith("%")
+    value = page.locator("#decoder figure").first.locator("output")
+    assert value.inner_text().startswith("Row 8, column 2: ")
+    assert value.inner_text().endswith("%")
+    page.evaluate("window.oldMap = document.activeElement")
+    page.evaluate("document.getElementById('shuffle').click()")
+    page.wait_for_function("() => !oldMap.isConnected")
+    assert value.inner_text().startswith("Row 8, column 2: ")
+    page.keyboard.press("ArrowUp")
+    assert value.inner_text().startswith("Row 7, column 2: ")
     # The button disappears, so the focus goes to the answer.
     page.locator("#load-classifier").focus()
     page.keyboard.press("Enter")

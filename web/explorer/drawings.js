@@ -57,22 +57,37 @@ export function mapFigure(caption, values, side, { chosen, top, words, write, no
   return figure;
 }
 
+/**
+ * Replace the children of a container. If the focus is on one of its maps, it stays on the map
+ * that takes its place, and on the same patch, so that arrow keys go on working.
+ */
+export function replaceMaps(container, ...children) {
+  const maps = () => [...container.querySelectorAll(".map")];
+  const { activeElement } = document;
+  const number = maps().indexOf(activeElement);
+  container.replaceChildren(...children);
+  const map = maps()[number];
+  if (!map) return;
+  map.dataset.place = activeElement.dataset.place;
+  map.focus({ preventScroll: true });
+}
+
 /** Show in `output` the value under the pointer, or at the patch to which the arrow keys lead. */
 function showValues(square, output, values, side, write) {
-  let index = largest(values);
-  const show = (next) => {
-    if (next === null) return;
-    index = next;
+  const place = () => Number(square.dataset.place ?? largest(values));
+  const show = (index) => {
+    if (index === null) return;
+    square.dataset.place = index;
     const value = values[index] === null ? "hidden" : write(values[index]);
     output.textContent = `${nameOf(index, side)}: ${value}`;
   };
   for (const name of ["pointerdown", "pointermove"]) {
     square.addEventListener(name, (event) => show(patchAt(event, square, side)));
   }
-  square.addEventListener("focus", () => show(index));
+  square.addEventListener("focus", () => show(place()));
   square.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
-    const next = patchAfter(event.key, index, side);
+    const next = patchAfter(event.key, place(), side);
     show(next);
     if (next !== null) event.preventDefault(); // the page does not scroll
   });

@@ -7,6 +7,7 @@ import {
   percent,
   probabilityCurve,
   probabilityTable,
+  replaceMaps,
   strongest,
   tokenNote,
 } from "./drawings.js";
@@ -119,7 +120,7 @@ function showAttention(part, tokens) {
     const group = { class: "layer", role: "group", "aria-label": name, style: `--heads: ${heads}` };
     return element("div", group, element("h4", {}, name), ...maps);
   });
-  layers.replaceChildren(...figures);
+  replaceMaps(layers, ...figures);
 }
 
 /** Show which positional embeddings resemble that of the chosen token. */
@@ -145,7 +146,7 @@ function showSimilar() {
     const heading = element("p", {}, `${title}: most similar positions`);
     return element("div", {}, figure, element("div", {}, heading, element("ol", {}, ...items)));
   });
-  find("similar").replaceChildren(...figures);
+  replaceMaps(find("similar"), ...figures);
 }
 
 let summaryTimer;
