@@ -83,7 +83,7 @@ class Pretrain:
     "Pre-train a masked autoencoder on images without labels (Table 1 of the paper)."
 
     data: OmitArgPrefixes[DataOptions] = DataOptions()
-    # initial weights: run folder, file or a name such as c10-small; random by default
+    # initial weights: run folder, file or a name such as c10; random by default
     weights: Path | None = None
     out: Path = Path("runs/pretrain")  # folder of the run: logs, checkpoint, weights and report
     recipe: Preset = "paper"  # default settings; "small" suits two CPU cores
@@ -103,7 +103,7 @@ class Finetune:
     "Fine-tune a pre-trained encoder, or train the classifier from scratch (Table 2 of the paper)."
 
     data: OmitArgPrefixes[DataOptions] = DataOptions()
-    # pre-trained weights: run folder, file or a name such as c10-small; random by default
+    # pre-trained weights: run folder, file or a name such as c10; random by default
     weights: Path | None = None
     labels_per_class: int | None = None  # number of labelled images per class; all by default
     out: Path = Path("runs/finetune")  # folder of the run: logs, checkpoint, weights and report
@@ -146,7 +146,7 @@ def check_sizes(
 class Evaluate:
     "Measure a classifier's test accuracy, or a pre-trained model's loss, k-NN and linear probe."
 
-    weights: Path  # run folder, weights file or a name such as c10-small
+    weights: Path  # run folder, weights file or a name such as c10
     data: OmitArgPrefixes[DataOptions] = DataOptions()
     device: str = "auto"  # "auto", "cpu", "cuda", "mps", …
     per_class: bool = False  # print a classifier's precision and recall for each class
@@ -210,7 +210,7 @@ def print_results(results: dict[str, Any], as_json: bool) -> None:
 class Inspect:
     "Describe a data set and what pre-training would do with it, or describe weights or a run."
 
-    # data set as in `pretrain --data`, run folder, weights file or a name such as c10-small
+    # data set as in `pretrain --data`, run folder, weights file or a name such as c10
     source: Annotated[str, Positional]
     size: int | None = None  # scale image files to this side, in pixels
     # how to make images square: crop the middle, or pad with grey
@@ -257,8 +257,9 @@ class Reproduce:
 
     names: Annotated[tuple[str, ...], Positional] = ()  # names of runs; by default the whole plan
     # "paper" needs a GPU, and "small" a few hours on two CPU cores; "hour" takes one hour per seed
-    # on two CPU cores, and "gpu10" ten minutes on a GPU; "ablations" runs those of lesson 32
-    scale: Literal["paper", "small", "hour", "gpu10", "ablations"] = "paper"
+    # on two CPU cores, and "gpu10" ten minutes on a GPU; "shapes" trains on drawings for twenty
+    # minutes, and "ablations" runs those of lesson 32
+    scale: Literal["paper", "small", "hour", "gpu10", "shapes", "ablations"] = "paper"
     epochs: int | None = None  # epochs of the main pre-training runs; default: the plan's
     finetune_epochs: int | None = None  # epochs of the main fine-tuning runs; default: the plan's
     cifar10: str = "cifar10"  # "cifar10", which is downloaded, or an .npz file or folder with it
@@ -283,7 +284,7 @@ class Reproduce:
                 state = "done" if has_record(run, results) else ""
                 print(f"{run.name:34} {run.data:5} {run.recipe.epochs:5} epochs   {state}".rstrip())
             return
-        paths = {"c10": self.cifar10, "c100": self.cifar100}
+        paths = {"c10": self.cifar10, "c100": self.cifar100, "shapes": "shapes"}
         data = {name: load_data(paths[name]) for name in sorted({run.data for run in runs})}
         reproduce(runs, data, self.out or Path("runs") / self.scale, results, self.run)
 
@@ -362,7 +363,7 @@ class Predict:
     "Classify image files, and print or write the most probable classes of each."
 
     paths: Annotated[tuple[Path, ...], Positional]  # image files, and folders with images
-    weights: Path  # classifier: run folder, weights file or a name such as c10-small-classifier
+    weights: Path  # classifier: run folder, weights file or a name such as c10-classifier
     top: int = 3  # number of classes per image
     out: Path | None = None  # file to write, .csv or .json; by default the classes are printed
     device: str = "auto"  # "auto", "cpu", "cuda", …
@@ -388,7 +389,7 @@ class Embed:
     "Write embeddings of image files, and optionally draw the nearest neighbours of one image."
 
     paths: Annotated[tuple[Path, ...], Positional]  # image files, and folders with images
-    weights: Path  # any model: run folder, weights file or a name such as c10-small
+    weights: Path  # any model: run folder, weights file or a name such as c10
     out: Path  # file to write, .npz or .csv
     # embedding of an image: mean of its patches, class token ("dummy"), or all patches (.npz only)
     pool: Literal["mean", "dummy", "patches"] = "mean"
@@ -416,7 +417,7 @@ class Embed:
 class Export:
     "Write a model for other programs, and check that it gives the same outputs there."
 
-    weights: Path  # run folder, weights file or a name such as c10-small-classifier
+    weights: Path  # run folder, weights file or a name such as c10-classifier
     to: Target  # an ONNX file, or a folder for timm or transformers
     out: Path  # file or folder to write; must not exist
     attentions: bool = False  # for ONNX: also return the attention weights of all layers

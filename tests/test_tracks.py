@@ -25,14 +25,20 @@ def test_a_track_keeps_the_rules(name):
     for run in runs.values():
         model = Classifier(run.recipe.model.encoder(), 10, run.recipe.model)
         assert sum(p.numel() for p in model.parameters()) <= 3_660_000
-        assert run.data == "c10" and run.labels_per_class is None
-        assert run.pretrains or run.recipe.test_every >= run.recipe.epochs
+        assert run.data == TRACKS[name].data
+        few = run.name.startswith("few")
+        assert run.labels_per_class == (100 if few else None)
+        assert few or run.pretrains or run.recipe.test_every >= run.recipe.epochs
     for seed in TRACKS[name].seeds:
         tuned, scratch = runs[f"finetune-{seed}"], runs[f"scratch-{seed}"]
         assert tuned.start is runs[f"pretrain-{seed}"] and scratch.start is None
         assert {tuned.recipe.seed, tuned.start.recipe.seed, scratch.recipe.seed} == {seed}
         assert scratch.recipe.layer_decay == 1 and scratch.recipe.model == tuned.recipe.model
         assert tuned.recipe.model.width == tuned.start.recipe.model.width
+        if TRACKS[name].few:
+            few, control = runs[f"few-{seed}"], runs[f"few-scratch-{seed}"]
+            assert few.start is runs[f"pretrain-{seed}"] and control.start is None
+            assert control.recipe == few.recipe.from_scratch() and control.recipe.layer_decay == 1
 
 
 def test_the_recipes_beyond_the_paper_train(tmp_path):

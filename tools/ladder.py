@@ -6,6 +6,10 @@
 Settings that are not given are those of the recipe `small-0.1`. The model trains on 45,000 of the
 50,000 training images and is measured on the other 5,000; the test images are not used. Each trial
 adds one line to results/<plan>/trials.jsonl. Trials with the same pre-training share it.
+
+With `--labels-per-class`, the classifier learns from few labels, and the line goes to
+results/<plan>/few-labels.jsonl. With `--weights`, it starts from given weights; their training may
+have used the held-out images, but no labels.
 """
 
 import argparse
@@ -63,6 +67,8 @@ def main():
     for part in ("pretrain", "finetune", "model"):
         parser.add_argument(f"--{part}", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--scratch", action="store_true", help="leave the pre-training out")
+    parser.add_argument("--weights", help="start from these weights instead of pre-training")
+    parser.add_argument("--labels-per-class", type=int, help="default: all labels")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
@@ -75,35 +81,41 @@ def main():
     )
     data, _ = load_data(args.data)
     train, held_out = data.split(0.1, seed=0)
+    labelled = train
+    if args.labels_per_class:
+        labelled = train.few_labels(args.labels_per_class, args.seed)
     options = RunOptions(resume=True, device="cpu", progress=False)
 
     def folder(*parts):
         return args.runs / fingerprint(json.dumps([args.data, *parts], sort_keys=True))[:12]
 
-    weights = None
-    if not args.scratch:
+    weights, pretraining = args.weights, []
+    if not (args.scratch or args.weights):
         weights = folder(asdict(first))
         if not (weights / MODEL).exists():
             pretrain(train, first, weights, options)
-    out = folder(asdict(first) if weights else None, asdict(second))
-    finetune(train, held_out, second, out, weights, options)
+        pretraining = RunRecord.load(weights).history
+    start = args.weights or (asdict(first) if pretraining else None)
+    out = folder(start, asdict(second), args.labels_per_class)
+    finetune(labelled, held_out, second, out, weights, options)
     record = RunRecord.load(out)
     last = record.history[-1]
-    pretraining = RunRecord.load(weights).history if weights else []
     line = {
         "change": args.change,
         "seed": args.seed,
-        "pretrain": {"epochs": first.epochs} | differing(first, base) if weights else None,
+        "pretrain": {"epochs": first.epochs} | differing(first, base) if pretraining else None,
         "finetune": {"epochs": second.epochs} | differing(second, tuned),
         "accuracy": round(last["test_accuracy"], 4),
         "cross_entropy": round(last["test_loss"], 4),
-        "pretrain_loss": round(pretraining[-1]["loss"], 5) if weights else None,
-        "minutes": round(
-            (last["seconds"] + (pretraining[-1]["seconds"] if weights else 0)) / 60, 1
-        ),
+        "pretrain_loss": round(pretraining[-1]["loss"], 5) if pretraining else None,
+        "minutes": round(sum(h[-1]["seconds"] for h in (record.history, pretraining) if h) / 60, 1),
         "processor": record.environment["cpu"],
     }
-    log = Path("results") / args.plan / "trials.jsonl"
+    name = "trials.jsonl"
+    if args.labels_per_class:
+        line |= {"weights": args.weights, "labels_per_class": args.labels_per_class}
+        name = "few-labels.jsonl"
+    log = Path("results") / args.plan / name
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         file.write(json.dumps(line) + "\n")

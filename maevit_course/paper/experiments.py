@@ -150,22 +150,35 @@ class Track:
     finetune: FinetuneRecipe  # recipe of the fine-tuning, which shares the time with pre-training
     scratch: FinetuneRecipe  # recipe of the control, which has all of the time
     seeds: tuple[int, ...]
+    data: str = "c10"  # name of the data set
     rounded: bool = False  # whether fine-tuning starts from weights rounded to 16 bits
+    # recipe of two more runs for each seed with 100 labels per class; None leaves them out
+    few: FinetuneRecipe | None = None
 
     def runs(self) -> list[Experiment]:
-        "Return three runs for each seed: pre-training, fine-tuning and training from scratch."
+        """Return three runs for each seed: pre-training, fine-tuning and training from scratch.
+
+        With few labels, a classifier that starts from the pre-trained encoder and one from scratch
+        follow.
+        """
         runs = []
         for seed in self.seeds:
-            start = Experiment(f"pretrain-{seed}", "c10", replace(self.pretrain, seed=seed))
+            start = Experiment(f"pretrain-{seed}", self.data, replace(self.pretrain, seed=seed))
             tuned, scratch = (
                 replace(recipe, seed=seed, test_every=recipe.epochs)  # tested once, at the end
                 for recipe in (self.finetune, self.scratch)
             )
             runs += [
                 start,
-                Experiment(f"finetune-{seed}", "c10", tuned, start, rounded=self.rounded),
+                Experiment(f"finetune-{seed}", self.data, tuned, start, rounded=self.rounded),
             ]
-            runs += [Experiment(f"scratch-{seed}", "c10", scratch)]
+            runs += [Experiment(f"scratch-{seed}", self.data, scratch)]
+            if self.few:
+                few = replace(self.few, seed=seed)
+                runs += [
+                    Experiment(f"few-{seed}", self.data, few, start, 100, rounded=True),
+                    Experiment(f"few-scratch-{seed}", self.data, few.from_scratch(), None, 100),
+                ]
         return runs
 
 # %% ../../nbs/68_experiments.ipynb #8885dbfc
@@ -180,6 +193,13 @@ _hour_finetune = replace(
     patch_dropout=0.5,
     patch_dropout_until=0.5,
     model=replace(FINETUNE_RECIPES["small-0.1"].model, pool="mean"),
+)
+_few_labels = replace(
+    FINETUNE_RECIPES["small-0.1"],
+    model=replace(FINETUNE_RECIPES["small-0.1"].model, pool="mean"),
+)
+_shapes_finetune = replace(
+    _hour_finetune.with_epochs(60), model=FINETUNE_RECIPES["small-0.1"].model
 )
 
 # %% ../../nbs/68_experiments.ipynb #72e092a1
@@ -204,12 +224,20 @@ PLANS: dict[str, Plan | Track] = {
         _hour_finetune,
         _hour_finetune.from_scratch().with_epochs(74),
         seeds=(0, 1, 2),
+        few=_few_labels,
     ),
     "gpu10": Track(
         PRETRAIN_RECIPES["beyond"].with_epochs(300),
         FINETUNE_RECIPES["beyond"].with_epochs(140),
         FINETUNE_RECIPES["beyond"].from_scratch().with_epochs(280),
         seeds=(0, 1, 2),
+    ),
+    "shapes": Track(
+        _hour_pretrain.with_epochs(60),
+        _shapes_finetune,
+        _shapes_finetune.from_scratch().with_epochs(104),
+        seeds=(0,),
+        data="shapes",
     ),
 }
 
