@@ -196,6 +196,8 @@ _hour_finetune = replace(
 )
 _few_labels = replace(
     FINETUNE_RECIPES["small-0.1"],
+    base_lr=8e-3,
+    optimizer="muon",
     model=replace(FINETUNE_RECIPES["small-0.1"].model, pool="mean"),
 )
 _shapes_finetune = replace(
