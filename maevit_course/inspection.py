@@ -135,7 +135,7 @@ def data_advice(data: ImageData, recipe: PretrainRecipe) -> list[str]:
         )
     if n < 5000:
         found.append(
-            "few images: --recipe small --weights c10-small, instead of other sizes of the model, "
+            "few images: --recipe small --weights c10, instead of other sizes of the model, "
             "starts from weights that were trained on photographs"
         )
     if not data.classes:

@@ -582,7 +582,10 @@ class Trainer:
         if asked or due or finished:
             self.checkpoints.save()
         if asked and not finished:
+            epochs, steps = (
+                f"{n} {unit}{'' if n == 1 else 's'}"
+                for n, unit in ((learner.epoch, "epoch"), (learner.step, "step"))
+            )
             raise RunStopped(
-                f"stopped after {learner.epoch} epochs and {learner.step} steps; "
-                f"all is saved in {str(self.run.out)!r}"
+                f"stopped after {epochs} and {steps}; all is saved in {str(self.run.out)!r}"
             )

@@ -90,7 +90,7 @@ def test_timm_pools_like_ours(pool, tmp_path):
 def test_transformers_knows_the_classes_and_the_preprocessing(tmp_path):
     from transformers import AutoImageProcessor, ViTForImageClassification
 
-    model = load_model("c10-small-classifier")
+    model = load_model("shapes-classifier")
     export_model(model, "transformers", tmp_path / "out")
     theirs = ViTForImageClassification.from_pretrained(tmp_path / "out")
     assert tuple(theirs.config.id2label.values()) == model.classes
@@ -178,7 +178,7 @@ def test_what_cannot_be_mapped_is_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("to", PACKAGES)
 def test_without_the_extra_there_is_one_clear_line(to, tmp_path, capsys):
-    words = ["export", "--weights", "c10-small-classifier", "--to", to]
+    words = ["export", "--weights", "shapes-classifier", "--to", to]
     missing = ImportError(f"No module named {to!r}")
     with mock.patch("maevit_course.export.importlib.import_module", side_effect=missing):
         assert main([*words, "--out", str(tmp_path / "out")]) == 2
@@ -207,9 +207,9 @@ def test_a_wrong_export_is_not_kept(tmp_path, monkeypatch):
 @needs("timm")
 def test_export_from_the_command_line(tmp_path, capsys):
     out = tmp_path / "new/folder"
-    words = ["export", "--weights", "c10-small-classifier", "--to", "timm", "--image-size", "40"]
+    words = ["export", "--weights", "shapes-classifier", "--to", "timm", "--image-size", "40"]
     assert main([*words, "--out", str(out)]) == 0
     assert "largest difference" in capsys.readouterr().out
     config = json.loads((out / "config.json").read_text())
     assert config["model_args"]["img_size"] == 40
-    assert config["pretrained_cfg"]["label_names"][0] == "airplane"
+    assert config["pretrained_cfg"]["label_names"][0] == "disc"

@@ -112,9 +112,9 @@ def test_labels_are_mixed_like_their_images():
 
 
 def test_frozen_layers_keep_their_weights_and_classes_count_the_same(data, tmp_path):
-    start = load_model("c10-small")
+    start = load_model("c10")
     recipe = replace(FINETUNE.with_epochs(1), freeze=2, class_weights=True)
-    tuned = finetune(*data, recipe, tmp_path / "run", "c10-small")
+    tuned = finetune(*data, recipe, tmp_path / "run", "c10")
     same = {
         name
         for name, tensor in tuned.encoder.state_dict().items()
@@ -123,7 +123,7 @@ def test_frozen_layers_keep_their_weights_and_classes_count_the_same(data, tmp_p
     low = ("embed", "positions", "layers.0.", "layers.1.")
     assert same == {name for name in tuned.encoder.state_dict() if name.startswith(low)}
     whole = replace(recipe, freeze=-1)
-    tuned = finetune(*data, whole, tmp_path / "whole", "c10-small")
+    tuned = finetune(*data, whole, tmp_path / "whole", "c10")
     assert all(
         torch.equal(tensor, start.encoder.state_dict()[name])
         for name, tensor in tuned.encoder.state_dict().items()
@@ -136,10 +136,10 @@ def test_frozen_layers_keep_their_weights_and_classes_count_the_same(data, tmp_p
 
 
 def test_pre_training_continues_from_weights(data, tmp_path):
-    start = load_model("c10-small")
+    start = load_model("c10")
     options = RunOptions()
     recipe = replace(PRETRAIN.with_epochs(1), base_lr=1e-12, weight_decay=0.0)
-    mae = pretrain(data[0], recipe, tmp_path / "run", options, weights="c10-small")
+    mae = pretrain(data[0], recipe, tmp_path / "run", options, weights="c10")
     for name, tensor in mae.state_dict().items():
         torch.testing.assert_close(tensor, start.state_dict()[name], atol=1e-6, rtol=0)
     assert RunRecord.load(tmp_path / "run").config["weights"] == start.fingerprint()

@@ -15,7 +15,7 @@ from maevit_course.inference import embed_files, find_images, predict_files, sho
 from maevit_course.models import load_model
 from maevit_course.shapes import make_shapes
 
-CLASSIFIER = "c10-small-classifier"
+CLASSIFIER = "c10-classifier"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_batches_give_the_same_as_one_call(photos):
 
 @torch.no_grad()
 def test_embeddings_of_every_kind(photos):
-    mae, files = load_model("c10-small"), find_images([photos])
+    mae, files = load_model("c10"), find_images([photos])
     x = preprocess(list(files), 32)
     from maevit_course.patches import patchify
 
@@ -90,7 +90,7 @@ def test_predictions_as_text_csv_and_json(photos, tmp_path, capsys):
 
 def test_embeddings_as_npz_and_csv_and_neighbours(photos, tmp_path, capsys):
     image = photos / "a/000.png"
-    words = ["embed", "--weights", "c10-small", str(photos)]
+    words = ["embed", "--weights", "c10", str(photos)]
     assert main([*words, "--out", str(tmp_path / "x.npz"), "--neighbours", str(image)]) == 0
     assert main([*words, "--out", str(tmp_path / "x.csv"), "--pool", "dummy"]) == 0
     with np.load(tmp_path / "x.npz") as stored:
@@ -104,7 +104,7 @@ def test_embeddings_as_npz_and_csv_and_neighbours(photos, tmp_path, capsys):
 
 def test_the_nearest_neighbour_is_a_copy_of_the_image(photos, tmp_path):
     "And never the image itself."
-    mae, image = load_model("c10-small"), photos / "b/001.png"
+    mae, image = load_model("c10"), photos / "b/001.png"
     (tmp_path / "copy.png").write_bytes(image.read_bytes())
     files, features = embed_files(mae, [photos, tmp_path])
     axes = show_neighbours(mae, image, files, features, n=3).axes
@@ -118,20 +118,20 @@ def test_the_nearest_neighbour_is_a_copy_of_the_image(photos, tmp_path):
 
 def test_an_autoencoder_predicts_no_classes(photos):
     with pytest.raises(InputError, match="MAE has no classes"):
-        predict_files(load_model("c10-small"), [photos])
+        predict_files(load_model("c10"), [photos])
 
 
 WRONG = {
-    "predict --weights c10-small-classifier nowhere": "'nowhere'",
-    "predict --weights c10-small-classifier empty": "no images in 'empty'",
-    "predict --weights c10-small-classifier x.png --top 0": "top is 0",
-    "predict --weights c10-small-classifier x.png --top 11": "top is 11",
-    "predict --weights c10-small-classifier x.png --out x.txt": "'x.txt'",
-    "predict --weights c10-small-classifier x.png --out no/x.csv": "no folder 'no'",
-    "predict --weights c10-small x.png": "holds mae weights",
-    "embed --weights c10-small x.png --out x.csv --pool patches": "must end in .npz",
-    "embed --weights c10-small x.png --out x.npz --pool patches --neighbours x.png": "'patches'",
-    "embed --weights c10-small x.png --out x.npz --neighbours x.png": "no other image",
+    "predict --weights c10-classifier nowhere": "'nowhere'",
+    "predict --weights c10-classifier empty": "no images in 'empty'",
+    "predict --weights c10-classifier x.png --top 0": "top is 0",
+    "predict --weights c10-classifier x.png --top 11": "top is 11",
+    "predict --weights c10-classifier x.png --out x.txt": "'x.txt'",
+    "predict --weights c10-classifier x.png --out no/x.csv": "no folder 'no'",
+    "predict --weights c10 x.png": "holds mae weights",
+    "embed --weights c10 x.png --out x.csv --pool patches": "must end in .npz",
+    "embed --weights c10 x.png --out x.npz --pool patches --neighbours x.png": "'patches'",
+    "embed --weights c10 x.png --out x.npz --neighbours x.png": "no other image",
     "embed --weights nowhere x.png --out x.npz": "'nowhere'",
 }
 

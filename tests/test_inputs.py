@@ -558,7 +558,7 @@ SETTINGS = {
     "pretrain --recipe small --ema 1": "ema is 1",
     "pretrain --recipe small --clip-grad 0": "clip_grad is 0",
     "finetune --recipe small --mixup -1": "mixup is -1",
-    "finetune --recipe small --weights c10-small --freeze 9": "freeze is 9",
+    "finetune --recipe small --weights c10 --freeze 9": "freeze is 9",
     "finetune --recipe small --freeze 1": "without weights",
     "rerun nowhere --out x": "'nowhere'",
 }
@@ -873,7 +873,7 @@ def test_a_folder_of_the_other_phase_is_not_resumed(pretrained, capsys):
 
 
 def test_models_are_saved_into_folders_that_exist(tmp_path):
-    mae = load_model("c10-small")
+    mae = load_model("c10")
     mae.save_pretrained(tmp_path)
     assert load_model(tmp_path).fingerprint() == mae.fingerprint()
     with pytest.raises(InputError, match="create it first"):
@@ -881,7 +881,7 @@ def test_models_are_saved_into_folders_that_exist(tmp_path):
 
 
 def test_sizes_of_the_decoder_belong_to_the_weights_too(tmp_path, capsys):
-    words = ["pretrain", *QUICK, "--weights", "c10-small", "--out", tmp_path / "run"]
+    words = ["pretrain", *QUICK, "--weights", "c10", "--out", tmp_path / "run"]
     refused([*words, "--decoder-depth", "8"], "decoder_depth is 8", capsys)
 
 

@@ -310,7 +310,7 @@ def test_a_prediction_is_the_most_probable_class_of_the_logits():
 
 def test_positions_are_interpolated_to_another_image_size():
     "A smooth field of positions is the same smooth field on a finer grid; the dummy keeps its own."
-    mae, larger = (MAE.from_pretrained("c10-small", size) for size in (None, 64))
+    mae, larger = (MAE.from_pretrained("c10", size) for size in (None, 64))
     assert larger.config.image_size == 64 and larger.encoder.positions.shape == (257, 128)
     for part in ("encoder", "decoder"):
         old, new = (getattr(m, part).positions for m in (mae, larger))
@@ -318,7 +318,7 @@ def test_positions_are_interpolated_to_another_image_size():
         coarse = nn.functional.avg_pool2d(new[:-1].T.reshape(1, -1, 16, 16), 2)
         error = (coarse.flatten(2)[0].T - old[:-1]).square().mean() / old[:-1].var()
         assert error < 0.1
-    same = load_model("c10-small", image_size=32)
+    same = load_model("c10", image_size=32)
     assert same.fingerprint() == mae.fingerprint()
     with pytest.raises(InputError, match="multiple of patch_size"):
-        load_model("c10-small", image_size=33)
+        load_model("c10", image_size=33)

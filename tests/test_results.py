@@ -30,10 +30,10 @@ RECORDS = {
 }
 #: The bundled weights, and the run whose weights they are.
 ORIGIN = {
-    "c10-small": "small/c10-100",
-    "c10-small-classifier": "small/c10-100-to-c10",
     "c10": "hour/pretrain-0",
     "c10-classifier": "hour/finetune-0",
+    "shapes": "shapes/pretrain-0",
+    "shapes-classifier": "shapes/finetune-0",
 }
 
 
@@ -147,17 +147,28 @@ def test_bundled_weights_are_small_and_know_where_they_come_from(name):
 CLASSIFIERS = [name for name in bundled_weights() if name.endswith("-classifier")]
 
 
+def test_the_bundled_weights_fit_into_a_web_page():
+    assert {*bundled_weights()} == {*ORIGIN}
+    assert sum(weights_file(name).stat().st_size for name in bundled_weights()) <= 6_000_000
+
+
+@pytest.fixture
+def its_data(name, request):
+    "The data set on which bundled weights were trained, as a name or a path."
+    return "shapes" if "shapes" in name else str(request.getfixturevalue("cifar10_file"))
+
+
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_bundled_classifier_has_the_accuracy_of_its_record(name, cifar10_file, capsys):
+def test_bundled_classifier_has_the_accuracy_of_its_record(name, its_data, capsys):
     capsys.readouterr()
-    assert main(["evaluate", "--weights", name, "--data", str(cifar10_file), "--json"]) == 0
+    assert main(["evaluate", "--weights", name, "--data", its_data, "--json"]) == 0
     accuracy = json.loads(capsys.readouterr().out)["accuracy"]
     assert abs(accuracy - RECORDS[ORIGIN[name]].summary["measured"]["accuracy"]) <= 0.001
 
 
 @pytest.mark.parametrize("name", sorted({*bundled_weights()} - {*CLASSIFIERS}))
-def test_bundled_autoencoder_has_the_loss_of_its_record(name, cifar10_file):
-    loss = reconstruction_error(load_model(name), load_data(str(cifar10_file))[1])["loss"]
+def test_bundled_autoencoder_has_the_loss_of_its_record(name, its_data):
+    loss = reconstruction_error(load_model(name), load_data(its_data)[1])["loss"]
     assert abs(loss - RECORDS[ORIGIN[name]].summary["measured"]["test_loss"]) <= 1e-4
 
 
@@ -170,7 +181,7 @@ def test_a_name_of_bundled_weights_does_where_a_path_is_asked_for(tmp_path):
                 "--epochs",
                 "1",
                 "--weights",
-                "c10-small",
+                "c10",
                 "--labels-per-class",
                 "10",
                 "--out",

@@ -236,7 +236,7 @@ def test_images_without_labels_are_pre_trained_but_not_fine_tuned(tmp_path, caps
     for line in (
         ["finetune", *words, *SMALL, "--out", str(tmp_path / "fine")],
         ["finetune", *words, *SMALL, "--labels-per-class", "2", "--out", str(tmp_path / "fine")],
-        ["evaluate", *words, "--weights", "c10-small-classifier"],
+        ["evaluate", *words, "--weights", "c10-classifier"],
         ["bench", *words, "--phase", "finetune", "--recipe", "small", "--seconds", "0.1"],
     ):
         assert main(line) == 2
@@ -283,7 +283,7 @@ def test_inspection_describes_data_runs_and_weights(tmp_path, pretrained, capsys
     (tmp_path / "half/config.json").write_text(config)
     assert "an unfinished run of pretrain" in inspect_source(tmp_path / "half")
     assert "0 of 6 epochs" in inspect_source(tmp_path / "half")
-    assert "10: airplane" in inspect_source("c10-small-classifier")
+    assert "10: airplane" in inspect_source("c10-classifier")
     for bad, said in ((config[:-9], "cannot be read"), ("[]", "cannot be read")):
         (tmp_path / "half/config.json").write_text(bad)
         assert main(["inspect", str(tmp_path / "half")]) == 2

@@ -34,7 +34,6 @@ WEB = ROOT / "web"
 #: and the example picture with which it starts. The classifier's name is the same, `-classifier`.
 MODELS = [
     ("c10", "Photographs", {"shelf": 0, "picture": 5}),
-    ("c10-small", "Photographs (an older model)", {"shelf": 0, "picture": 5}),
     ("shapes", "Drawn shapes", {"shelf": 1, "picture": 5}),
 ]
 #: What the page needs of onnxruntime-web, and what it calls it.

@@ -45,16 +45,20 @@ def directives(cell):
     return {"".join(d.split()) for d in DIRECTIVE.findall(cell.source)}
 
 
-def is_skipped(cell, cifar=False):
-    "Must this code cell not be run? A cell with the flag `cifar` runs where CIFAR-10 is at hand."
-    return bool(directives(cell) & (SKIP_FLAGS - {"cifar"} if cifar else SKIP_FLAGS))
+def is_skipped(cell, cifar=False, slow=False):
+    """Must this code cell not be run?
+
+    A cell with the flag `cifar` runs where CIFAR-10 is at hand, one with `slow` only on demand.
+    """
+    wanted = {name for name, value in (("cifar", cifar), ("slow", slow)) if value}
+    return bool(directives(cell) & (SKIP_FLAGS - wanted))
 
 
 class _Client(NotebookClient):
-    cifar = False
+    cifar = slow = False
 
     async def async_execute_cell(self, cell, *args, **kwargs):
-        if is_skipped(cell, self.cifar):
+        if is_skipped(cell, self.cifar, self.slow):
             return cell
         try:
             return await super().async_execute_cell(cell, *args, **kwargs)
@@ -62,10 +66,11 @@ class _Client(NotebookClient):
             raise DeadKernelError(f"The kernel died in this cell:\n{cell.source}") from None
 
 
-def run_notebook(path, cwd, seconds=None, cifar=None):
+def run_notebook(path, cwd, seconds=None, cifar=None, slow=False):
     """Run a notebook in a fresh kernel and return it with new outputs; skipped cells keep theirs.
 
     `cifar` is an .npz file with CIFAR-10 for the cells that need it, or None if there is none.
+    Slow cells run if `slow` is true.
     """
     nb = nbformat.read(path, as_version=4)
     if cifar and any("cifar" in directives(cell) for cell in nb.cells):
@@ -83,7 +88,7 @@ def run_notebook(path, cwd, seconds=None, cifar=None):
         extra_arguments=["--log-level=ERROR"],
         timeout_func=lambda cell: max(1, end - time.monotonic()) if end else None,
     )
-    client.cifar = cifar is not None
+    client.cifar, client.slow = cifar is not None, slow
     quiet = {"MAEVIT_PROGRESS": "0", "MAEVIT_CACHE": "0"}
     return client.execute(cwd=str(cwd), env={**os.environ, **quiet})
 
@@ -150,7 +155,7 @@ def describe_pictures(nb):
                     output.metadata[kind] = {"alt": alt[1]}
 
 
-def render(paths):
+def render(paths, slow=False):
     "Run notebooks in place and clean them the way `nbdev_clean` does."
     too_big = []
     cifar = ROOT / "data/cifar10.npz"
@@ -159,7 +164,7 @@ def render(paths):
         start = time.monotonic()
         try:
             with tempfile.TemporaryDirectory() as cwd:
-                nb = run_notebook(path, cwd, cifar=cifar)
+                nb = run_notebook(path, cwd, cifar=cifar, slow=slow)
         except (CellExecutionError, DeadKernelError) as e:
             sys.exit(f"{path.name}: {e}")
         stamp(nb, path)
@@ -216,6 +221,7 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     cmd = commands.add_parser("render", help="run notebooks in place")
     cmd.add_argument("notebooks", nargs="*", type=Path, help="default: all of them")
+    cmd.add_argument("--slow", action="store_true", help="run the cells flagged slow, too")
     commands.add_parser("badges", help="write badges, set-up cells and the folding of cells anew")
     commands.add_parser("readme", help="write README.md from nbs/index.ipynb")
     args = parser.parse_args()
@@ -225,7 +231,7 @@ def main():
         return readme()
     paths = [p.resolve() for p in args.notebooks] or find_notebooks()
     os.chdir(ROOT)  # nbdev_clean looks for settings.ini from here
-    render(paths)
+    render(paths, args.slow)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def write_texts(pages: Path) -> None:
     "Write the landing page, the essential path, and the texts at the top of the repository."
     rows, hours = essential_rows()
     values = {"contents": contents(), "lessons": rows, "hours": f"{hours:.0f}", **headline()}
-    link = '<a href="explorer/index.html">Try the explorer</a>'
+    link = '<a href="explorer/index.html">Explorer</a>'
     values["explorer"] = link if (WEB / "explorer").exists() else ""
     for name in ("index.md", "essential.md"):
         template = Template((WEB / name).read_text(encoding="utf-8"))
@@ -29,7 +29,7 @@ def write_texts(pages: Path) -> None:
     for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         (pages / name).write_text(relink(text, name, name), encoding="utf-8")
-    shutil.copy(ROOT / "results/small/c10-100/gallery.jpg", pages / "gallery.jpg")
+    shutil.copy(ROOT / "results/hour/pretrain-0/gallery.jpg", pages / "gallery.jpg")
 
 
 def build(

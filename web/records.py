@@ -1,6 +1,7 @@
 """Pages from `results/`: one for each run, and one that lists them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -149,9 +150,8 @@ def write_records(pages: Path) -> None:
 
 def headline() -> dict[str, str]:
     "Return the accuracies that the landing page states, in percent, by the run's name."
-    runs = ("c10-100-to-c10", "scratch-to-c10", "c10-100-to-c10-all", "scratch-to-c10-all")
     values = {}
-    for name in runs:
-        summary = json.loads((RESULTS / f"small/{name}/summary.json").read_text(encoding="utf-8"))
-        values[name.replace("-", "_")] = percent(summary["measured"]["accuracy"])
+    for name in ("hour/finetune-0", "hour/few-0", "hour/few-scratch-0"):
+        summary = json.loads((RESULTS / f"{name}/summary.json").read_text(encoding="utf-8"))
+        values[re.sub("[-/]", "_", name)] = percent(summary["measured"]["accuracy"])
     return values

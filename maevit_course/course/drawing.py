@@ -120,13 +120,14 @@ def draw_flow(
     "Draw boxes from left to right, joined by arrows, with the tensor's shape below each box."
     axis = canvas(len(steps), 1, size)
     axis.set(ylim=(-0.42, 0.36))
+    small = 8 * max(1, len(steps) * size / 7.4)  # a wide figure is scaled down on a page
     for x, (name, shape, role) in enumerate(steps):
         rounded = "round,pad=0,rounding_size=0.06"
         box = FancyBboxPatch((x - 0.4, -0.16), 0.8, 0.46, boxstyle=rounded)
         box.set(facecolor=tint(role), edgecolor=ROLES[role] if role != "plain" else "#8C8C8C")
         axis.add_patch(box)
         axis.text(x, 0.07, name, ha="center", va="center", fontsize=9, linespacing=1.1)
-        axis.text(x, -0.3, shape, ha="center", va="center", fontsize=8, family="monospace")
+        axis.text(x, -0.3, shape, ha="center", va="center", fontsize=small, family="monospace")
         if x:
             arrow = {"arrowstyle": "-|>", "color": "#404040"}
             axis.annotate("", (x - 0.4, 0.07), (x - 0.6, 0.07), arrowprops=arrow)
@@ -149,6 +150,9 @@ def draw_matrix(
     for i, row in enumerate(matrix.tolist()):
         for j, value in enumerate(row):
             axis.text(j, i, f"{value:.{decimals}f}", ha="center", va="center", fontsize=8)
+            edge = plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="#BFBFBF")
+            axis.add_patch(edge)
+            edge.set(linewidth=0.6, clip_on=False)
     axis.set_xticks(range(len(columns)), columns, fontsize=8)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
     axis.spines[:].set_visible(False)
@@ -234,7 +238,7 @@ METHOD = {
     "evaluation": ((4.4, 0.2, 1.85, 1.1), (5.325, 0.75), "30\nEvaluation"),
     "interpretation": ((6.55, 0.2, 2.05, 1.1), (7.575, 0.75), "31\nInterpretation"),
     "ablations": ((8.9, 0.2, 1.7, 1.1), (9.75, 0.75), "32\nAblations"),
-    "rivals": ((10.9, 0.2, 2.0, 1.1), (11.9, 0.75), "33\nOther models"),
+    "rivals": ((10.9, 0.2, 2.0, 1.1), (11.9, 0.75), "33\nRivals"),
 }
 #: The arrows of the map: for the y of each row, the x at which each arrow starts and ends.
 ARROWS = {
@@ -266,7 +270,7 @@ def spread(
 def example_pictures() -> list[np.ndarray]:  # four pictures, (height, width, 3)
     "Return a toy image, its patches, its visible patches and the bundled model's reconstruction."
     image = make_shapes(10, seed=2)[0][3]  # (3, 32, 32)
-    mae = load_model("c10-small")
+    mae = load_model("shapes")
     noise = torch.rand(1, mae.config.n_patches, generator=torch.Generator().manual_seed(1))
     prediction, _, masked = mae(preprocess(image[None], mae.config.image_size), noise=noise)
     size = mae.config.patch_size

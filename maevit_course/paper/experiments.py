@@ -251,8 +251,8 @@ def demo_runs(
     seed: int = 0,
 ) -> list[Experiment]:
     "List the demonstration's runs: pre-training, then the same few labels with and without it."
-    recipe = replace(PRETRAIN_RECIPES["small"].with_epochs(epochs), seed=seed)
-    tuning = replace(FINETUNE_RECIPES["small"].with_epochs(finetune_epochs), seed=seed)
+    recipe = replace(_hour_pretrain.with_epochs(epochs), seed=seed)
+    tuning = replace(_few_labels.with_epochs(finetune_epochs), seed=seed)
     start = Experiment("pretrain", "shapes", recipe)
     scratch = tuning.from_scratch()
     return [
