@@ -59,7 +59,7 @@ DATA_SETS = {"c10": "CIFAR-10", "c100": "CIFAR-100"}
 
 # %% ../../nbs/40_paper.ipynb #dfd90518
 def read_records(
-    scale: str,  # "paper" or "small"
+    scale: str,  # name of a plan, such as "paper", "small" or "hour"
     results: Path | None = None,  # results folder; None reads this project's own
 ) -> dict[str, RunRecord]:  # by the run's name, in the plan's order
     "Read the records of all finished runs of a plan."
