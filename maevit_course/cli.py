@@ -228,8 +228,8 @@ class Demo:
     "Compare training with and without pre-training on the same few labels, in a few minutes."
 
     out: Path = Path("runs/demo")  # folder for the three runs and the report
-    epochs: int = 22  # epochs of pre-training
-    finetune_epochs: int = 180  # epochs of fine-tuning; they are short, with so few images
+    epochs: int = 24  # epochs of pre-training
+    finetune_epochs: int = 150  # epochs of fine-tuning; they are short, with so few images
     limit: int | None = None  # number of images for pre-training; all by default
     labels_per_class: int = 20  # number of labelled images per class for fine-tuning
     seed: int = 0  # seed for all random numbers

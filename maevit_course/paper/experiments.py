@@ -245,8 +245,8 @@ PLANS: dict[str, Plan | Track] = {
 
 # %% ../../nbs/68_experiments.ipynb #8e059b79
 def demo_runs(
-    epochs: int = 22,  # epochs of pre-training
-    finetune_epochs: int = 180,
+    epochs: int = 24,  # epochs of pre-training
+    finetune_epochs: int = 150,
     labels_per_class: int = 20,
     seed: int = 0,
 ) -> list[Experiment]:
