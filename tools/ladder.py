@@ -112,8 +112,10 @@ def main():
         "processor": record.environment["cpu"],
     }
     name = "trials.jsonl"
+    if args.weights:  # without it, a line that names no pre-training is one from scratch
+        line["weights"] = args.weights
     if args.labels_per_class:
-        line |= {"weights": args.weights, "labels_per_class": args.labels_per_class}
+        line["labels_per_class"] = args.labels_per_class
         name = "few-labels.jsonl"
     log = Path("results") / args.plan / name
     log.parent.mkdir(parents=True, exist_ok=True)
