@@ -19,7 +19,7 @@ from .weights import write_atomically
 def literal(name: Any) -> str:
     "Return a name as one line of Markdown code that cannot affect the text around it."
     text = " ".join(str(name).replace("`", "'").split())
-    return f"`{text}`".replace("|", "\\|")
+    return f"`{text}`"
 
 # %% ../nbs/75_cards.ipynb #622a67ff
 #: Names of data sets on the Hugging Face Hub.
@@ -84,7 +84,8 @@ def table(values: dict[str, Any]) -> str:
     for name, value in values.items():
         inner = value if isinstance(value, dict) else {"": value}
         rows += [(f"{name}.{key}".rstrip("."), content) for key, content in inner.items()]
-    lines = [f"| {literal(name)} | {literal(value)} |" for name, value in rows]
+    cells = [[literal(part).replace("|", "\\|") for part in row] for row in rows]
+    lines = [f"| {name} | {value} |" for name, value in cells]
     return "\n".join(["| setting | value |", "|---|---|", *lines])
 
 
@@ -111,8 +112,9 @@ def card_results(record: RunRecord) -> str:
     numbers |= {name: environment.get(name) for name in ("gpu", "cpu", "torch", "maevit_course")}
     known = {name: value for name, value in numbers.items() if value is not None}
     return (
-        "## Results\n\nThese were measured in the last epoch. `loss` and `accuracy` refer to "
-        f"augmented training images.\n\n{table(known).replace('| setting |', '| measured |')}"
+        "## Results\n\nThe losses and accuracies are those of the last epoch. `loss` and "
+        "`accuracy` were measured on augmented training images.\n\n"
+        f"{table(known).replace('| setting |', '| measured |')}"
     )
 
 # %% ../nbs/75_cards.ipynb #6ca6f7df
@@ -125,8 +127,8 @@ def card_limits(record: RunRecord) -> str:
     limits = [
         f"It sees {seen} scaled to {size}×{size} pixels. Smaller details are lost.",
         f"This run trained on {data['images']:,} images from {literal(data['name'])}"
-        f"{started}. How well the model works on other images has not been measured, nor whether "
-        "it works equally well for all groups of images.",
+        f"{started}. It has not been measured how well the model works on images from other "
+        "sources, or whether it works equally well for all groups of images.",
         f"The results above come from a single run, with seed {record.config['recipe']['seed']}.",
     ]
     if record.phase == "finetune":
@@ -135,7 +137,10 @@ def card_limits(record: RunRecord) -> str:
             "Its probabilities have not been calibrated."
         )
     else:
-        limits.append("It predicts no classes. To get some, fine-tune it or fit a probe.")
+        limits.append(
+            "It predicts no classes. To predict classes, fine-tune it, or fit a linear classifier "
+            "to its embeddings."
+        )
     limits.append(
         "You must choose the licence, which also depends on the data. Before you publish the "
         "weights, add a line `license:` to the header."
@@ -151,7 +156,7 @@ def write_card(
     Raises `InputError` if the run is not complete, or if the card cannot be written.
     """
     record = RunRecord.load(folder)
-    millions = sum(p.numel() for p in load_model(folder).parameters()) / 1e6
+    n = sum(p.numel() for p in load_model(folder).parameters())
     if record.phase == "pretrain":
         what = "a masked autoencoder, pre-trained without labels"
     else:
@@ -159,7 +164,7 @@ def write_card(
         start = "fine-tuned from a masked autoencoder" if started else "trained from scratch"
         what = f"an image classifier, {start}"
     introduction = (
-        f"This model is {what}. It is a vision transformer with {millions:.2f} million parameters. "
+        f"This model is {what}. It is a vision transformer with {n:,} parameters. "
         "It follows *Pre-training of Lightweight Vision Transformers on Small Datasets with "
         "Minimally Scaled Images* ([Tan 2024](https://arxiv.org/abs/2402.03752)) and was made with "
         "`maevit_course`."

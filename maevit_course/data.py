@@ -445,10 +445,14 @@ def hold_out(whole: Split, name: str) -> tuple[Split, Split, dict]:  # rest, hel
 # %% ../nbs/62_data.ipynb #c9a66a71
 def same_classes(train: tuple[str, ...], test: tuple[str, ...], name: str) -> None:
     "Raise `InputError` if training and test images have different classes."
-    if set(train) != set(test):
+    if only := sorted(set(train) ^ set(test)):
         raise InputError(
-            f"train and test of {name!r} have different classes: "
-            f"{sorted(set(train) ^ set(test))} are only in one"
+            f"train and test of {name!r} have different classes: {only} are only in one"
+        )
+    if train != test:
+        raise InputError(
+            f"train and test of {name!r} number their classes differently: "
+            "give both the same classes in the same order"
         )
 
 

@@ -182,9 +182,10 @@ _small = FinetuneRecipe(
     epochs=100,
     warmup_epochs=10,
     batch_size=64,
-    base_lr=4e-3,
+    base_lr=0.016,
+    optimizer="muon",
     test_every=10,
-    model=PRETRAIN_RECIPES["small"].model,
+    model=replace(PRETRAIN_RECIPES["small"].model, pool="mean"),
 )
 
 #: Recipes by name: the paper's, a stronger one for a GPU, and one for few labels on two CPU cores.
@@ -202,7 +203,9 @@ FINETUNE_RECIPES = {
         test_every=10,
     ),
     "small": _small,
-    "small-0.1": _small,
+    "small-0.1": replace(
+        _small, base_lr=4e-3, optimizer="adamw", model=PRETRAIN_RECIPES["small-0.1"].model
+    ),
 }
 
 # %% ../nbs/24_finetuning.ipynb #b7d10a16

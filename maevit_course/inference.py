@@ -70,7 +70,7 @@ def read_batches(
 ) -> Iterator[tuple[list[Path], Tensor]]:  # files, and images (B, 3, size, size), normalised
     """Yield images in batches, with a progress bar if there are several batches.
 
-    Unreadable files are left out, and a warning at the end names them. Raises `InputError` if no
+    Unreadable files are left out, with a warning at the end. Raises `InputError` if no
     file can be read.
     """
     starts: Any = range(0, len(files), batch_size)
@@ -241,4 +241,5 @@ def show_neighbours(
     similarity, index = nearest(query, features[others], n)
     chosen = [Path(image), *(files[others[i]] for i in index.tolist())]
     pixels = denormalize(preprocess(chosen, model.config.image_size, fit=model.fit))
-    return show_images(pixels, ["query", *(f"{s:.2f}" for s in similarity.tolist())])
+    titles = ["query", *(f"{s:.2f}" for s in similarity.tolist())]
+    return show_images(pixels, titles, columns=5, size=1.3)

@@ -117,7 +117,7 @@ def size_advice(
         )
     if fit == "crop" and long > 0.1 * len(sides):
         found.append(
-            f"{long:,} images are more than a third longer than wide, or wider than long: "
+            f"in {long:,} images, one side is more than a third longer than the other: "
             "--fit pad keeps what the crop cuts off"
         )
     return found
@@ -135,7 +135,7 @@ def data_advice(data: ImageData, recipe: PretrainRecipe) -> list[str]:
         )
     if n < 5000:
         found.append(
-            "few images: --recipe small --weights c10, instead of other sizes of the model, "
+            "few images: --recipe small --weights c10 keeps the sizes of the small model, but "
             "starts from weights that were trained on photographs"
         )
     if not data.classes:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .data import to_float
 
 # %% ../nbs/72_plots.ipynb #b520f965
-#: Colours that readers with any colour vision can tell apart (Okabe and Ito 2008).
+#: Colours that stay distinct with the common kinds of colour blindness (Okabe and Ito 2008).
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 
 
@@ -53,9 +53,10 @@ def show_images(
     )
     for axis in axes.flat:
         axis.set_axis_off()
+    fontsize = 8 * max(1, columns * size / 7.4)  # a wide figure is scaled down on a page
     for i, axis in zip(range(n), axes.flat):
         axis.imshow(pixels[i].numpy(), interpolation="nearest")
         if titles:
-            axis.set_title(titles[i], fontsize=8)
+            axis.set_title(titles[i], fontsize=fontsize)
     figure.tight_layout(pad=0.3)
     return figure

@@ -92,7 +92,14 @@ SMALL_MODEL = ModelConfig(
     dropout=0.0,
     attention_dropout=0.0,
 )
-_small = PretrainRecipe(epochs=20, warmup_epochs=1, batch_size=128, base_lr=2e-3, model=SMALL_MODEL)
+_small = PretrainRecipe(
+    epochs=20,
+    warmup_epochs=1,
+    batch_size=128,
+    base_lr=6e-3,
+    optimizer="muon",
+    model=SMALL_MODEL,
+)
 
 # %% ../nbs/23_pretraining.ipynb #a3c5d921
 #: Recipes by name: the paper's, a stronger one for a GPU, and a small one for two CPU cores.
@@ -100,7 +107,7 @@ PRETRAIN_RECIPES = {
     "paper": PretrainRecipe(),
     "beyond": PretrainRecipe(optimizer="muon", base_lr=4.5e-4),
     "small": _small,
-    "small-0.1": _small,
+    "small-0.1": replace(_small, base_lr=2e-3, optimizer="adamw"),
 }
 
 # %% ../nbs/23_pretraining.ipynb #e074e88e

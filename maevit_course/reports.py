@@ -129,7 +129,7 @@ def pretraining_parts(
     loss = reconstruction_error(mae, test, recipe["mask_ratio"], recipe["alpha"])["loss"]
     curves = figure_html(
         show_curves({"": record.history}, ("loss", "masked", "visible")),
-        "Mean squared errors in training: Eq. 1, its masked and its visible part.",
+        "Errors in training: the loss, and the mean squared errors of masked and visible patches.",
     )
     gallery = figure_html(
         show_reconstructions(mae, test.images[:24], 4, recipe["mask_ratio"]),
@@ -167,7 +167,8 @@ def report(
     """Write `report.html` into the run's folder.
 
     The page shows numbers, curves, a gallery or a confusion matrix, the recipe and the machine.
-    Raises `InputError` if no epoch has finished, or if a classifier has other classes than `test`.
+    Raises `InputError` if no epoch has finished, or if the classes of a classifier differ from
+    those of `test`.
     """
     record = RunRecord.load(out)
     data, last = record.config["data"], record.history[-1]

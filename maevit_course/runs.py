@@ -172,8 +172,10 @@ def disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        resumable, reason = os.path.exists(out / CHECKPOINT), error.strerror or error
-        safe = "; its last checkpoint is intact: make room, then resume" if resumable else ""
+        resumable = any((out / name).exists() for name in (CHECKPOINT, PREVIOUS))
+        advice = ": make room, then resume" if error.errno == errno.ENOSPC else ""
+        safe = f"; its last checkpoint is intact{advice}" if resumable else ""
+        reason = error.strerror or error
         raise InputError(f"cannot write into {str(out)!r}: {reason}{safe}") from None
 
 # %% ../nbs/65_runs.ipynb #cfe9103f

@@ -921,3 +921,19 @@ def test_an_encoder_from_scratch_cannot_be_frozen(tmp_path):
         finetune(train, test, recipe, tmp_path / "run")
     with pytest.raises(InputError, match="freeze is 5 but must be a number of layers"):
         replace(recipe, freeze=5).task(train)
+
+
+class Named(list):
+    "A PyTorch data set with the names of its classes."
+
+    def __init__(self, pairs, *classes):
+        super().__init__(pairs)
+        self.classes = classes
+
+
+def test_classes_in_a_different_order_are_refused():
+    "Otherwise, the same label would mean a cat in training and a dog in the test."
+    pairs = list(PAIRS)
+    load_data((Named(pairs, "cat", "dog"), Named(pairs, "cat", "dog")))
+    with pytest.raises(InputError, match="same order"):
+        load_data((Named(pairs, "cat", "dog"), Named(pairs, "dog", "cat")))

@@ -37,7 +37,7 @@ ROLES = {
     "position": COLORS[2],  # positional embeddings and other added vectors
     "mask": COLORS[4],  # the learned mask token
     "loss": COLORS[3],  # errors, gradients, wrong values
-    "layer": "#857100",  # weights that are learned; yellow is hard to see on white
+    "layer": "#857100",  # learned weights; bright yellow is hard to see on white
     "plain": "#FFFFFF",
 }
 

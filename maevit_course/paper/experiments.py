@@ -195,9 +195,11 @@ _hour_finetune = replace(
     model=replace(FINETUNE_RECIPES["small-0.1"].model, pool="mean"),
 )
 _few_labels = replace(
-    FINETUNE_RECIPES["small-0.1"],
-    base_lr=8e-3,
+    FINETUNE_RECIPES["small-0.1"].with_epochs(200),
+    base_lr=0.016,
     optimizer="muon",
+    mixup=0.2,
+    cutmix=1.0,
     model=replace(FINETUNE_RECIPES["small-0.1"].model, pool="mean"),
 )
 _shapes_finetune = replace(
@@ -250,9 +252,9 @@ def demo_runs(
     labels_per_class: int = 20,
     seed: int = 0,
 ) -> list[Experiment]:
-    "List the demonstration's runs: pre-training, then the same few labels with and without it."
+    "List the demonstration's runs: pre-training, and training on few labels with and without it."
     recipe = replace(_hour_pretrain.with_epochs(epochs), seed=seed)
-    tuning = replace(_few_labels.with_epochs(finetune_epochs), seed=seed)
+    tuning = replace(_few_labels.with_epochs(finetune_epochs), mixup=0.0, cutmix=0.0, seed=seed)
     start = Experiment("pretrain", "shapes", recipe)
     scratch = tuning.from_scratch()
     return [
