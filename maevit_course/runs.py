@@ -172,7 +172,7 @@ def disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        resumable = any((out / name).exists() for name in (CHECKPOINT, PREVIOUS))
+        resumable = any(os.path.exists(out / name) for name in (CHECKPOINT, PREVIOUS))
         advice = ": make room, then resume" if error.errno == errno.ENOSPC else ""
         safe = f"; its last checkpoint is intact{advice}" if resumable else ""
         reason = error.strerror or error

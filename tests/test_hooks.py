@@ -19,8 +19,8 @@ from maevit_course.progress import RunStopped
 from maevit_course.runs import RunRecord
 from maevit_course.training import Learner, RunOptions
 
-PRETRAIN = replace(PRETRAIN_RECIPES["small"].with_epochs(2), precision="fp32")
-FINETUNE = replace(FINETUNE_RECIPES["small"].with_epochs(2), precision="fp32", batch_size=32)
+PRETRAIN = replace(PRETRAIN_RECIPES["small-0.1"].with_epochs(2), precision="fp32")
+FINETUNE = replace(FINETUNE_RECIPES["small-0.1"].with_epochs(2), precision="fp32", batch_size=32)
 HOOKS = {
     "none": (PRETRAIN, {}),
     "clip_grad": (PRETRAIN, {"clip_grad": 0.5}),
