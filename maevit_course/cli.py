@@ -260,9 +260,9 @@ class Reproduce:
 
     names: Annotated[tuple[str, ...], Positional] = ()  # names of runs; by default the whole plan
     # "paper" needs a GPU, and "small" a few hours on two CPU cores; "hour" takes one hour per seed
-    # on two CPU cores, and "gpu10" ten minutes on a GPU; "shapes" trains on drawings for twenty
-    # minutes, and "ablations" runs those of lesson 32
-    scale: Literal["paper", "small", "hour", "gpu10", "shapes", "ablations"] = "paper"
+    # on two CPU cores, "evening" trains twice as long, and "gpu10" takes ten minutes on a GPU;
+    # "shapes" trains on drawings for twenty minutes, and "ablations" runs those of lesson 32
+    scale: Literal["paper", "small", "hour", "evening", "gpu10", "shapes", "ablations"] = "paper"
     epochs: int | None = None  # epochs of the main pre-training runs; default: the plan's
     finetune_epochs: int | None = None  # epochs of the main fine-tuning runs; default: the plan's
     cifar10: str = "cifar10"  # "cifar10", which is downloaded, or an .npz file or folder with it

@@ -230,6 +230,13 @@ PLANS: dict[str, Plan | Track] = {
         seeds=(0, 1, 2),
         few=_few_labels,
     ),
+    "evening": Track(
+        _hour_pretrain.with_epochs(76),
+        _hour_finetune.with_epochs(92),
+        _hour_finetune.from_scratch().with_epochs(148),
+        seeds=(0,),
+        rounded=True,
+    ),
     "gpu10": Track(
         PRETRAIN_RECIPES["beyond"].with_epochs(300),
         FINETUNE_RECIPES["beyond"].with_epochs(140),
