@@ -39,6 +39,7 @@ from .inspection import inspect_source, read_config
 from .models import ModelConfig, load_model
 from .paper.ablations import reproduce_ablations
 from .paper.experiments import PLANS, demo_runs, has_record, list_runs, reproduce
+from .paper.miniature import reproduce_miniature
 from .pretraining import PRETRAIN_RECIPES, PretrainRecipe, pretrain
 from .progress import DivergedError, RunStopped
 from .reports import comparison_report, report
@@ -261,8 +262,11 @@ class Reproduce:
     names: Annotated[tuple[str, ...], Positional] = ()  # names of runs; by default the whole plan
     # "paper" needs a GPU, and "small" a few hours on two CPU cores; "hour" takes one hour per seed
     # on two CPU cores, "evening" trains twice as long, and "gpu10" takes ten minutes on a GPU;
-    # "shapes" trains on drawings for twenty minutes, and "ablations" runs those of lesson 32
-    scale: Literal["paper", "small", "hour", "evening", "gpu10", "shapes", "ablations"] = "paper"
+    # "shapes" trains on drawings for twenty minutes; "ablations" runs those of lesson 32, and
+    # "miniature" compares the small models of lesson 34
+    scale: Literal[
+        "paper", "small", "hour", "evening", "gpu10", "shapes", "ablations", "miniature"
+    ] = "paper"
     epochs: int | None = None  # epochs of the main pre-training runs; default: the plan's
     finetune_epochs: int | None = None  # epochs of the main fine-tuning runs; default: the plan's
     cifar10: str = "cifar10"  # "cifar10", which is downloaded, or an .npz file or folder with it
@@ -273,8 +277,8 @@ class Reproduce:
     run: OmitArgPrefixes[RunOptions] = RunOptions()
 
     def __call__(self) -> None:
-        if self.scale == "ablations":
-            return self.reproduce_ablations()
+        if self.scale in ("ablations", "miniature"):
+            return self.reproduce_trials()
         plan = PLANS[self.scale]
         if self.epochs is not None:
             plan = replace(plan, pretrain=plan.pretrain.with_epochs(self.epochs))
@@ -291,16 +295,17 @@ class Reproduce:
         data = {name: load_data(paths[name]) for name in sorted({run.data for run in runs})}
         reproduce(runs, data, self.out or Path("runs") / self.scale, results, self.run)
 
-    def reproduce_ablations(self) -> None:
-        "Run the ablations of the named factors. Raises `InputError` if epochs are given."
+    def reproduce_trials(self) -> None:
+        "Run the named trials of lesson 32 or 34. Raises `InputError` if epochs are given."
         for name in ("epochs", "finetune_epochs"):
             if (value := getattr(self, name)) is not None:
                 raise InputError(
-                    f"{name} is {value}, but the scale 'ablations' has its own: leave it out"
+                    f"{name} is {value}, but the scale {self.scale!r} has its own: leave it out"
                 )
-        reproduce_ablations(
-            self.names, self.cifar10, self.out, self.results, self.list_only, self.run
-        )
+        rest = self.out, self.results, self.list_only, self.run
+        if self.scale == "miniature":
+            return reproduce_miniature(self.names, self.cifar10, *rest)
+        reproduce_ablations(self.names, self.cifar10, self.cifar100, *rest)
 
 # %% ../nbs/70_cli.ipynb #d56a1e56
 @dataclass(frozen=True)

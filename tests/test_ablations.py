@@ -96,7 +96,8 @@ def test_a_trial_changes_what_it_says_and_only_length_and_seed_besides():
         ]
         names = {text.split(" (")[0] for text in changed} - {"seed", "epochs", "warmup_epochs"}
         said = {name.replace("pretrain.", "") for name in trial.settings} - {"epochs"}
-        assert names == said and len(said) == 1, trial.name
+        assert len(said) == 1 and names == said - {"data.cifar100"}, trial.name
+        assert trial.with_cifar100 == ("data.cifar100" in said)
 
 
 def test_the_base_is_the_small_recipe():
@@ -108,9 +109,11 @@ def test_the_base_is_the_small_recipe():
 def test_trials_of_another_cost_take_the_time_of_the_base():
     costs = read_costs()["milliseconds"]
     for trial in list_trials(tuple(FACTORS)):
-        cost = costs.get(f"{trial.factor} {trial.value}", costs["base"])
-        total = trial.pretrain.epochs * trial.share * cost / costs["base"]
-        assert abs(total - 5) < (0.06 if abs(cost / costs["base"] - 1) >= 0.05 else 0.3)
+        ratio = costs.get(f"{trial.factor} {trial.value}", costs["base"]) / costs["base"]
+        if trial.with_cifar100:  # 95,000 images instead of 45,000
+            ratio *= 19 / 9
+        total = trial.pretrain.epochs * trial.share * ratio
+        assert abs(total - 5) < (0.06 if abs(ratio - 1) >= 0.05 else 0.3)
         assert 0.5 < trial.share <= 1
     assert equal_cost(2.0) == (3, 0.833) and equal_cost(0.5) == (10, 1.0)
     with pytest.raises(InputError, match="ratio is 0 but must be positive"):
@@ -283,6 +286,28 @@ def test_trials_with_one_pretraining_measure_it_once(toys, tmp_path, monkeypatch
     assert lines[0]["probe_mean"] == lines[1]["probe_mean"]
     assert len(list(tmp_path.glob("pretrain-*"))) == 1
     assert len(list(tmp_path.glob("finetune-*"))) == 2
+
+
+def test_a_trial_with_cifar_100_trains_on_the_same_share_of_both(toys, tmp_path, monkeypatch):
+    "Only pre-training sees the other images; without them, the trial is refused before it starts."
+    train, held_out = toys.split(0.2, seed=0)
+    other = load_data("shapes", limit=80)[1]
+    trial = replace(tiny(data__cifar100=True), share=0.5)
+    seen, train_phase = [], ablations.train_phase
+
+    def watch(recipe, data, *rest):
+        seen.append(data)
+        return train_phase(recipe, data, *rest)
+
+    monkeypatch.setattr(ablations, "train_phase", watch)
+    run_trial(trial, train, held_out, tmp_path / "run", OPTIONS, other)
+    both, few = seen
+    expected = torch.cat([train.images[: len(train) // 2], other.images[: len(other) // 2]])
+    assert torch.equal(both.images, expected) and both.classes == ()
+    assert few.classes == train.classes and len(few) == 8 * len(train.classes)
+    with pytest.raises(InputError, match="needs CIFAR-100: pass its training images"):
+        run_trials([trial], toys, tmp_path / "out", tmp_path / "trials.jsonl", OPTIONS)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_trial_from_scratch_has_no_pretraining(toys, tmp_path):

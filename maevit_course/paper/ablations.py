@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -167,8 +167,8 @@ class VariantFinetune(FinetuneRecipe):
 
 # %% ../../nbs/32_ablations.ipynb #a1cff5df
 _model = VariantConfig(**vars(PRETRAIN_RECIPES["small-0.1"].model))
-_pretrain = vars(PRETRAIN_RECIPES["small-0.1"]) | {"model": _model, "precision": "fp32"}
-_finetune = vars(FINETUNE_RECIPES["small-0.1"]) | {"model": _model, "precision": "fp32"}
+_pretrain = vars(PRETRAIN_RECIPES["small-0.1"]) | {"model": _model, "precision": "bf16"}
+_finetune = vars(FINETUNE_RECIPES["small-0.1"]) | {"model": _model, "precision": "bf16"}
 
 #: Recipes of the base, from which each trial differs in one setting.
 BASE_PRETRAIN = VariantPretrain(**_pretrain).with_epochs(5)
@@ -192,6 +192,8 @@ FACTORS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "norm": ("pre-norm", {"post-norm": {"model.norm_first": False}}),
     "activation": ("ReLU", {"GELU": {"model.activation": "gelu"}}),
     "MLP ratio": ("2", {n: {"model.mlp_ratio": float(n)} for n in "14"}),
+    "minimum learning rate": ("0", {"20 %": {"pretrain.min_lr_ratio": 0.2}}),
+    "pre-training images": ("CIFAR-10", {"both data sets": {"data.cifar100": True}}),
 }
 
 # %% ../../nbs/32_ablations.ipynb #1516802f
@@ -220,7 +222,7 @@ class Trial:
         return f"{self.factor} {self.value}, seed {self.seed}"
 
     def changed(self, part: str) -> dict[str, Any]:
-        'Return the settings of a part: "model", "pretrain" or "finetune".'
+        'Return the settings of a part: "data", "model", "pretrain" or "finetune".'
         prefix = f"{part}."
         settings = self.settings.items()
         return {name.removeprefix(prefix): x for name, x in settings if name.startswith(prefix)}
@@ -231,6 +233,11 @@ class Trial:
         recipe = base.with_epochs(changed.pop("epochs", base.epochs))
         config = replace(base.model, **self.changed("model") | model)
         return replace(recipe, model=config, seed=self.seed, **changed)
+
+    @property
+    def with_cifar100(self) -> bool:
+        "Whether pre-training uses the images of CIFAR-100 as well."
+        return self.changed("data").get("cifar100", False)
 
     @property
     def pretrain(self) -> VariantPretrain:
@@ -245,9 +252,10 @@ class Trial:
 # %% ../../nbs/32_ablations.ipynb #b8e712b7
 def read_costs(
     results: Path | None = None,  # results folder; None reads this project's own
+    plan: str = "ablations",
 ) -> dict[str, Any]:  # "processor", and "milliseconds" per step by "factor value"
     "Read the measured duration of a training step of each variant."
-    file = (results or results_folder()) / "ablations" / "costs.json"
+    file = (results or results_folder()) / plan / "costs.json"
     return json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -268,6 +276,10 @@ def equal_cost(
     return whole, min(1.0, round(total / whole, 3))
 
 # %% ../../nbs/32_ablations.ipynb #3331e6c5
+#: Training images of both data sets for each one of CIFAR-10 that is not held out.
+BOTH = (45_000 + 50_000) / 45_000
+
+
 def factor_trials(
     costs: dict[str, float],  # milliseconds per step by "factor value"
 ) -> Iterator[Trial]:
@@ -276,8 +288,10 @@ def factor_trials(
         yield Trial("base", "small", seed)
     for factor, (_, values) in FACTORS.items():
         for value, settings in values.items():
-            cost = costs.get(f"{factor} {value}", costs["base"])
-            epochs, share = equal_cost(cost / costs["base"])
+            ratio = costs.get(f"{factor} {value}", costs["base"]) / costs["base"]
+            if "data.cifar100" in settings:
+                ratio *= BOTH
+            epochs, share = equal_cost(ratio)
             if epochs != BASE_PRETRAIN.epochs:
                 settings = settings | {"pretrain.epochs": epochs}
             for seed in SEEDS:
@@ -313,7 +327,7 @@ def list_trials(
 
 # %% ../../nbs/32_ablations.ipynb #1c1ff5ff
 def train_phase(
-    recipe: VariantPretrain | VariantFinetune,
+    recipe: PretrainRecipe | FinetuneRecipe,
     data: ImageData,
     out: Path,  # folder of the run
     options: RunOptions,
@@ -362,17 +376,25 @@ def folders(trial: Trial) -> tuple[str, str]:
     def key(*parts: Any) -> str:
         return fingerprint(json.dumps(plain({"": parts}), sort_keys=True))[:12]
 
-    first = (trial.pretrain, trial.share, trial.scratch)
+    first = (trial.pretrain, trial.share, trial.scratch, trial.with_cifar100)
     second = (*first, trial.finetune, trial.labels_per_class)
     return f"pretrain-{key(*first)}", f"finetune-{key(*second)}"
 
 # %% ../../nbs/32_ablations.ipynb #fc075fa2
+def join(a: ImageData, b: ImageData) -> ImageData:
+    "Put the images of two data sets into one, without labels, for pre-training."
+    images = torch.cat([a.images, b.images])
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    return ImageData(images, labels, (), f"{a.name} and {b.name}")
+
+
 def run_trial(
     trial: Trial,
     train: ImageData,
     held_out: ImageData,
     out: Path,  # folder for the runs
     options: RunOptions = RunOptions(),
+    cifar100: ImageData | None = None,  # training images of CIFAR-100, if the trial uses them
 ) -> dict[str, Any]:  # measures, and the "seconds" of each phase
     "Run or resume one trial. Raises what `pretrain` raises."
     began, (first, second) = time.monotonic(), folders(trial)
@@ -381,6 +403,8 @@ def run_trial(
     mae = None
     if not trial.scratch:
         part = train[: round(trial.share * len(train))]
+        if trial.with_cifar100 and cifar100:
+            part = join(part, cifar100[: round(trial.share * len(cifar100))])
         mae, seconds["pretrain"] = train_phase(trial.pretrain, part, out / first, options)
         kept = out / first / "measures.json"
         measures, seconds["probe"] = measure_once(mae, train, held_out, kept)
@@ -454,22 +478,27 @@ def claim(
 
 # %% ../../nbs/32_ablations.ipynb #43f75d52
 def run_trials(
-    trials: list[Trial],
-    data: ImageData,  # training images; 10 % of them are held out
+    trials: Sequence[Trial],
+    data: ImageData,  # training images
     out: Path,  # folder for the runs
     file: Path,  # trials.jsonl, to which each finished trial adds a line
     options: RunOptions = RunOptions(),  # `minutes` limits the whole call
+    cifar100: ImageData | None = None,  # training images of CIFAR-100, if a trial uses them
+    test: ImageData | None = None,  # test images; None holds out 10 % of `data` instead
 ) -> None:
     """Run the trials that have no line yet; several processes may share the list and `out`.
 
-    Raises `RunStopped` when the time is up, and `InputError` or `DivergedError` as `pretrain` does.
+    Raises `RunStopped` when the time is up, `InputError` if a trial needs CIFAR-100 and it is
+    missing, and `InputError` or `DivergedError` as `pretrain` does.
     """
+    if cifar100 is None and (needy := [trial for trial in trials if trial.with_cifar100]):
+        raise InputError(f"trial {needy[0].name!r} needs CIFAR-100: pass its training images")
     if (size := World.current().size) > 1:
         raise InputError(
             f"a trial runs in one process, not in {size}: start maevit without torchrun"
         )
     began, checksum = time.monotonic(), data.describe()["fingerprint"]
-    train, held_out = data.split(0.1, seed=0)
+    train, held_out = (data, test) if test else data.split(0.1, seed=0)
     out.mkdir(parents=True, exist_ok=True)
     for wait in (False, True):
         for n, trial in enumerate(trials, 1):
@@ -482,7 +511,8 @@ def run_trials(
                 if not mine or has_line(trial, file, checksum):
                     continue
                 print(f"{n}/{len(trials)} {trial.name}", flush=True)
-                found = run_trial(trial, train, held_out, out, with_time_left(options, began))
+                left = with_time_left(options, began)
+                found = run_trial(trial, train, held_out, out, left, cifar100)
                 line = {**plain(asdict(trial)), **found, "data": checksum, **machine()}
                 add_line(line, file, out / "lines.claim")
                 print(f"{n}/{len(trials)} {trial.name}: {found['accuracy']:.4f}", flush=True)
@@ -497,6 +527,7 @@ def machine() -> dict[str, Any]:
 def reproduce_ablations(
     factors: tuple[str, ...] = (),  # factors to run; an empty tuple runs the whole plan
     cifar10: str | Path = "cifar10",  # source of CIFAR-10, see `load_data`
+    cifar100: str | Path = "cifar100",  # source of CIFAR-100, which one factor needs
     out: Path | None = None,  # folder for the runs; None means runs/ablations
     results: Path | None = None,  # folder for trials.jsonl; None means results/ablations
     list_only: bool = False,  # whether only to list the trials
@@ -513,7 +544,8 @@ def reproduce_ablations(
             print(f"{t.name:34} {epochs:6.2f} + {t.finetune.epochs:3} epochs   {state}".rstrip())
         return
     train, _ = load_data(cifar10)
-    run_trials(trials, train, out or Path("runs/ablations"), file, options)
+    more = load_data(cifar100)[0] if any(trial.with_cifar100 for trial in trials) else None
+    run_trials(trials, train, out or Path("runs/ablations"), file, options, more)
 
 # %% ../../nbs/32_ablations.ipynb #df35b866
 #: 97.5 % quantiles of Student's t distribution with 1, 2, …, 9 degrees of freedom.

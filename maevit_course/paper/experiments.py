@@ -194,6 +194,7 @@ _hour_finetune = replace(
     patch_dropout_until=0.5,
     model=replace(FINETUNE_RECIPES["small-0.1"].model, pool="mean"),
 )
+_hour_scratch = replace(_hour_finetune.from_scratch().with_epochs(74), base_lr=4e-3)
 _few_labels = replace(
     FINETUNE_RECIPES["small-0.1"].with_epochs(200),
     base_lr=0.016,
@@ -226,14 +227,14 @@ PLANS: dict[str, Plan | Track] = {
     "hour": Track(
         _hour_pretrain,
         _hour_finetune,
-        _hour_finetune.from_scratch().with_epochs(74),
+        _hour_scratch,
         seeds=(0, 1, 2),
         few=_few_labels,
     ),
     "evening": Track(
         _hour_pretrain.with_epochs(76),
         _hour_finetune.with_epochs(92),
-        _hour_finetune.from_scratch().with_epochs(148),
+        _hour_scratch.with_epochs(148),
         seeds=(0,),
         rounded=True,
     ),
