@@ -11,7 +11,9 @@ from maevit_course.data import load_data, preprocess
 from maevit_course.paper.ablations import read_trials, run_trials
 from maevit_course.paper.miniature import (
     COMPARISONS,
+    CONTROL,
     MINIATURES,
+    MODELS,
     OURS,
     RATES,
     Rival,
@@ -24,8 +26,7 @@ from maevit_course.paper.miniature import (
 from maevit_course.runs import RunRecord
 from maevit_course.training import RunOptions
 
-MODELS = [*MINIATURES, OURS]
-COSTS = dict(zip([*MODELS, "pre-training"], (600.0, 150.0, 160.0, 120.0, 155.0, 80.0)))
+COSTS = dict(zip([*MINIATURES, OURS, "pre-training"], (600.0, 150.0, 160.0, 120.0, 155.0, 80.0)))
 OPTIONS = RunOptions(device="cpu", progress=False)
 
 
@@ -54,7 +55,7 @@ def test_every_run_takes_the_time_of_its_comparison_to_within_half_an_epoch():
                 run = plan_run(comparison, model, 8e-3, COSTS, 0, final)
                 images = 50_000 if final else 45_000
                 labelled = images if about.labels_per_class is None else 5000
-                epoch = labelled // 128 * COSTS[model] / 1000
+                epoch = labelled // 128 * COSTS.get(model, COSTS[OURS]) / 1000
                 slack, total = epoch / 2, run.finetune.epochs * epoch
                 if model == OURS:
                     first = images // 128 * COSTS["pre-training"] / 1000
@@ -67,10 +68,12 @@ def test_every_run_takes_the_time_of_its_comparison_to_within_half_an_epoch():
 def test_all_models_are_trained_in_the_same_way():
     "Only the length, the layer-wise decay, which needs pre-training, and the rate may differ."
     ours = plan_run("all labels", OURS, 4e-3, COSTS).finetune
-    for model in MINIATURES:
+    for model in (*MINIATURES, CONTROL):
         theirs = plan_run("all labels", model, 4e-3, COSTS).finetune
-        assert isinstance(theirs, RivalRecipe) and theirs.rival == model
-        same = vars(ours) | {"layer_decay": 1.0, "epochs": theirs.epochs, "rival": model}
+        same = vars(ours) | {"layer_decay": 1.0, "epochs": theirs.epochs}
+        if model != CONTROL:
+            assert isinstance(theirs, RivalRecipe)
+            same["rival"] = model
         same["warmup_epochs"] = ours.warmup_epochs * theirs.epochs / ours.epochs
         found = dict(vars(theirs))
         assert found.pop("warmup_epochs") == pytest.approx(same.pop("warmup_epochs"))
@@ -92,7 +95,7 @@ def test_a_sweep_ends_with_a_worse_rate_on_both_sides(peak):
 
 def test_final_runs_follow_from_finished_sweeps():
     first = list_miniatures([], (), COSTS)
-    assert len(first) == 2 * 5 * 3 and not any(run.final for run in first)
+    assert len(first) == 2 * 6 * 3 and not any(run.final for run in first)
     best = {"ResNet32": 8e-3}
     chosen = list_miniatures([], ("10 % of the labels", "ResNet32"), COSTS)
     assert {(run.factor, run.model) for run in chosen} == {("10 % of the labels", "ResNet32")}
@@ -120,7 +123,7 @@ def test_a_rival_predicts_whole_images_and_refuses_what_it_cannot_do(toys):
         RivalRecipe(rival="ResNet32", patch_dropout=0.5)
 
 
-@pytest.mark.parametrize("model", ["ResNet32", "CCT-3/3×2", OURS])
+@pytest.mark.parametrize("model", ["ResNet32", "CCT-3/3×2", OURS, CONTROL])
 def test_a_final_run_trains_on_all_images_and_tests_on_the_test_images(model, toys, tmp_path):
     train, test = toys
     run = plan_run("10 % of the labels", model, 8e-3, COSTS, 0, final=True)
