@@ -38,7 +38,8 @@ def test_a_track_keeps_the_rules(name):
         if TRACKS[name].few:
             few, control = runs[f"few-{seed}"], runs[f"few-scratch-{seed}"]
             assert few.start is runs[f"pretrain-{seed}"] and control.start is None
-            assert control.recipe == few.recipe.from_scratch() and control.recipe.layer_decay == 1
+            fair = replace(few.recipe.from_scratch(), base_lr=control.recipe.base_lr)
+            assert control.recipe == fair and control.recipe.layer_decay == 1
 
 
 def test_the_recipes_beyond_the_paper_train(tmp_path):

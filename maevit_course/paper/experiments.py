@@ -152,8 +152,9 @@ class Track:
     seeds: tuple[int, ...]
     data: str = "c10"  # name of the data set
     rounded: bool = False  # whether fine-tuning starts from weights rounded to 16 bits
-    # recipe of two more runs for each seed with 100 labels per class; None leaves them out
-    few: FinetuneRecipe | None = None
+    # recipes of two more runs for each seed with 100 labels per class: after pre-training, and from
+    # scratch; None leaves them out
+    few: tuple[FinetuneRecipe, FinetuneRecipe] | None = None
 
     def runs(self) -> list[Experiment]:
         """Return three runs for each seed: pre-training, fine-tuning and training from scratch.
@@ -174,10 +175,10 @@ class Track:
             ]
             runs += [Experiment(f"scratch-{seed}", self.data, scratch)]
             if self.few:
-                few = replace(self.few, seed=seed)
+                few, control = (replace(recipe, seed=seed) for recipe in self.few)
                 runs += [
                     Experiment(f"few-{seed}", self.data, few, start, 100, rounded=True),
-                    Experiment(f"few-scratch-{seed}", self.data, few.from_scratch(), None, 100),
+                    Experiment(f"few-scratch-{seed}", self.data, control, None, 100),
                 ]
         return runs
 
@@ -229,7 +230,7 @@ PLANS: dict[str, Plan | Track] = {
         _hour_finetune,
         _hour_scratch,
         seeds=(0, 1, 2),
-        few=_few_labels,
+        few=(_few_labels, replace(_few_labels.from_scratch(), base_lr=8e-3)),
     ),
     "evening": Track(
         _hour_pretrain.with_epochs(76),
