@@ -204,7 +204,9 @@ RATES = (4e-3, 8e-3, 1.6e-2)  # learning rates that every model tries
 
 
 def sweep(
-    accuracy: Callable[[float], float | None],  # of a learning rate; None if it was not tried yet
+    accuracy: Callable[
+        [float], float | None
+    ],  # accuracy at a learning rate; None if it has not been tried
 ) -> tuple[list[float], float | None]:  # rates to try, in order, and the best; None if unknown yet
     "Return the learning rates of a sweep, which grows until the best rate is not at its edge."
     rates = list(RATES)
