@@ -524,6 +524,18 @@ def machine() -> dict[str, Any]:
     return {**about, "torch": torch.__version__}
 
 # %% ../../nbs/32_ablations.ipynb #ffadf5f9
+def print_plan(
+    trials: Sequence[Trial],
+    file: Path,  # trials.jsonl, which may not exist yet
+) -> None:
+    "Print each trial with its epochs of pre-training and fine-tuning, and whether it has a line."
+    done = {(line["factor"], line["value"], line["seed"]) for line in read_trials(file)}
+    for t in trials:
+        state = "done" if (t.factor, t.value, t.seed) in done else ""
+        epochs = 0 if t.scratch else t.pretrain.epochs * t.share
+        print(f"{t.name:56} {epochs:6.2f} + {t.finetune.epochs:3} epochs   {state}".rstrip())
+
+
 def reproduce_ablations(
     factors: tuple[str, ...] = (),  # factors to run; an empty tuple runs the whole plan
     cifar10: str | Path = "cifar10",  # source of CIFAR-10, see `load_data`
@@ -537,12 +549,7 @@ def reproduce_ablations(
     trials = list_trials(factors)
     file = (results or Path("results/ablations")) / "trials.jsonl"
     if list_only:
-        done = {(line["factor"], line["value"], line["seed"]) for line in read_trials(file)}
-        for t in trials:
-            state = "done" if (t.factor, t.value, t.seed) in done else ""
-            epochs = 0 if t.scratch else t.pretrain.epochs * t.share
-            print(f"{t.name:34} {epochs:6.2f} + {t.finetune.epochs:3} epochs   {state}".rstrip())
-        return
+        return print_plan(trials, file)
     train, _ = load_data(cifar10)
     more = load_data(cifar100)[0] if any(trial.with_cifar100 for trial in trials) else None
     run_trials(trials, train, out or Path("runs/ablations"), file, options, more)

@@ -26,6 +26,7 @@ from maevit_course.paper.ablations import (
     Trial,
     has_line,
     paired_effect,
+    print_plan,
     read_costs,
     read_trials,
     run_trials,
@@ -167,7 +168,7 @@ class Miniature(Trial):
         recipe = self.recipe("finetune", base)
         return recipe.from_scratch() if self.scratch else recipe
 
-
+# %% ../../nbs/34_miniature.ipynb #308b9028
 def plan_run(
     comparison: str,
     model: str,
@@ -269,12 +270,7 @@ def reproduce_miniature(
     out, began = out or Path("runs/miniature"), time.monotonic()
     file = (results or Path("results/miniature")) / "trials.jsonl"
     if list_only:
-        done = {(line["factor"], line["value"], line["seed"]) for line in read_trials(file)}
-        for run in list_miniatures(read_trials(file), names):
-            state = "done" if (run.factor, run.value, run.seed) in done else ""
-            epochs = 0 if run.scratch else run.pretrain.epochs
-            print(f"{run.name:48} {epochs:3} + {run.finetune.epochs:3} epochs   {state}".rstrip())
-        return
+        return print_plan(list_miniatures(read_trials(file), names), file)
     train, test = load_data(cifar10)
     checksum = train.describe()["fingerprint"]
     while True:
