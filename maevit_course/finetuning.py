@@ -304,6 +304,6 @@ def finetune(
         classifier: Any = Trainer(
             recipe.task(train, start, world), recipe, train, run, options
         ).fit(evaluate, finish)
-        if world.leads:
+        if world.leads and isinstance(classifier, Classifier):
             write_card(run.out)
     return classifier

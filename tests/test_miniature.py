@@ -16,8 +16,7 @@ from maevit_course.paper.miniature import (
     MODELS,
     OURS,
     RATES,
-    Rival,
-    RivalRecipe,
+    MiniatureRecipe,
     list_miniatures,
     miniature_table,
     plan_run,
@@ -72,7 +71,7 @@ def test_all_models_are_trained_in_the_same_way():
         theirs = plan_run("all labels", model, 4e-3, COSTS).finetune
         same = vars(ours) | {"layer_decay": 1.0, "epochs": theirs.epochs}
         if model != CONTROL:
-            assert isinstance(theirs, RivalRecipe)
+            assert isinstance(theirs, MiniatureRecipe)
             same["rival"] = model
         same["warmup_epochs"] = ours.warmup_epochs * theirs.epochs / ours.epochs
         found = dict(vars(theirs))
@@ -109,18 +108,9 @@ def test_final_runs_follow_from_finished_sweeps():
         list_miniatures([], ("ResNet31",), COSTS)
 
 
-def test_a_rival_predicts_whole_images_and_refuses_what_it_cannot_do(toys):
-    images = toys[1].images[:4]
-    rival = Rival(MINIATURES["CVT-4/4"](10), 32).train()
-    logits = rival.predict_logits(images, precision="fp32")
-    assert not rival.training
-    with torch.no_grad():
-        expected = rival.network(preprocess(images, 32))
-    torch.testing.assert_close(logits, expected)
-    with pytest.raises(InputError, match="rival is 'VGG' but must be one of ResNet32"):
-        RivalRecipe(rival="VGG")
-    with pytest.raises(InputError, match=r"patch_dropout is 0\.5 but must be 0"):
-        RivalRecipe(rival="ResNet32", patch_dropout=0.5)
+def test_a_miniature_is_one_of_the_small_models():
+    with pytest.raises(InputError, match="rival is 'ResNet56' but must be one of ResNet32"):
+        MiniatureRecipe(rival="ResNet56")
 
 
 @pytest.mark.parametrize("model", ["ResNet32", "CCT-3/3×2", OURS, CONTROL])
@@ -157,7 +147,7 @@ def test_the_table_compares_seed_by_seed():
 
 def test_the_loss_of_a_rival_is_the_cross_entropy(toys):
     train = toys[0]
-    task = RivalRecipe(
+    task = MiniatureRecipe(
         rival="ViT-Lite-4/4", model=plan_run("all labels", OURS, 1, COSTS).finetune.model
     ).task(train)
     images, labels = preprocess(train.images[:8], 32), train.labels[:8]

@@ -1,5 +1,7 @@
 """The other models of Table 3: sizes, independent references, one step of training, bad input."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,18 +9,27 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock as TorchvisionBlock
 
 from maevit_course.core import InputError, set_seed
+from maevit_course.data import load_data, preprocess
+from maevit_course.finetuning import FinetuneRecipe
+from maevit_course.models import MAE, ModelConfig, load_model
+from maevit_course.paper.experiments import PLANS, has_record, reproduce, rival_runs, run_name
 from maevit_course.paper.rivals import (
     RIVALS,
     BasicBlock,
     CompactLayer,
     PreActivationBlock,
+    RivalRecipe,
     SequencePool,
     cct,
     convolutional_tokenizer,
     resnet,
     shortcut,
 )
-from maevit_course.paper.tables import PUBLISHED
+from maevit_course.paper.tables import PUBLISHED, table_3
+from maevit_course.runs import RunRecord
+from maevit_course.training import RunOptions
+
+SIZE = ModelConfig(image_size=32, patch_size=4)
 
 PARAMETERS = {
     "ResNet56": 853_018,
@@ -218,3 +229,58 @@ def test_a_wrong_number_of_classes_is_refused(name, n_classes):
 def test_images_of_another_shape_are_refused(name, shape):
     with pytest.raises(InputError, match=r"takes images of the shape \(3, 32, 32\), not"):
         RIVALS[name](10)(torch.zeros(2, *shape))
+
+
+def test_a_rival_predicts_whole_images_and_refuses_what_it_cannot_do():
+    train, _ = load_data("shapes", limit=8)
+    recipe = RivalRecipe(rival="CVT-7/8", model=SIZE)
+    rival = recipe.build(10).train()
+    logits = rival.predict_logits(train.images, precision="fp32")
+    assert not rival.training
+    with torch.no_grad():
+        expected = rival.network(preprocess(train.images, 32))
+    torch.testing.assert_close(logits, expected)
+    with pytest.raises(InputError, match="rival is 'VGG' but must be one of ResNet56"):
+        RivalRecipe(rival="VGG")
+    with pytest.raises(InputError, match=r"patch_dropout is 0\.5 but must be 0\.0 for a rival"):
+        RivalRecipe(rival="ResNet56", patch_dropout=0.5)
+    with pytest.raises(InputError, match="CVT-7/8 cannot start from the weights"):
+        recipe.task(train, MAE(SIZE))
+
+
+def test_a_plan_trains_a_rival_keeps_its_record_and_lists_it_in_table_3(tmp_path):
+    train, test = load_data("shapes", limit=64)
+    finetune = FinetuneRecipe(epochs=2, warmup_epochs=1, batch_size=16, precision="fp32")
+    plan = replace(
+        PLANS["paper"], finetune=finetune, labels={"c10": 4}, rivals=("CCT-2/3×2", "ResNet56")
+    )
+    runs = rival_runs(plan)
+    assert [run.name for run in runs] == ["cct-2-3x2-to-c10", "resnet56-to-c10"]
+    options = RunOptions(device="cpu", progress=False)
+    reproduce(runs, {"c10": (train, test)}, tmp_path / "runs", tmp_path / "results", options)
+    records = {run.name: RunRecord.load(tmp_path / "results" / run.name) for run in runs}
+    for run in runs:
+        assert has_record(run, tmp_path / "results", {"c10": (train, test)})
+        record = records[run.name]
+        assert record.config["data"]["images"] == 4 * len(train.classes)
+        assert record.config["recipe"]["layer_decay"] == 1
+        assert record.measured() == pytest.approx(record.history[-1]["test_accuracy"], abs=1e-5)
+        with pytest.raises(InputError, match="holds rival weights"):
+            load_model(tmp_path / "runs" / run.name)
+    table = table_3(records)
+    for name in plan.rivals:
+        (row,) = (line for line in table.splitlines() if f"{name} from scratch" in line)
+        accuracy = records[run_name(name, "c10")].measured()
+        assert f"| {100 * accuracy:.2f} | – |" in row
+
+
+def test_the_paper_plan_ends_with_three_rivals_on_both_data_sets():
+    runs = [run for run in PLANS["paper"].runs() if isinstance(run.recipe, RivalRecipe)]
+    assert [(run.data, run.recipe.rival) for run in runs] == [
+        (data, name) for data in ("c10", "c100") for name in PLANS["paper"].rivals
+    ]
+    scratch = next(run for run in PLANS["paper"].runs() if run.name == "scratch-to-c10")
+    for run in runs:
+        own = {"rival": run.recipe.rival, "model": run.recipe.model}
+        assert vars(run.recipe) == vars(scratch.recipe) | own
+        assert run.recipe.model.image_size == 32 and run.start is None

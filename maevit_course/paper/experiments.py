@@ -20,8 +20,9 @@ from torch import Tensor
 from ..core import InputError, World, differences, from_saved, pick_device
 from ..data import ImageData
 from ..evaluation import evaluate, show_reconstructions
-from ..finetuning import FINETUNE_RECIPES, FinetuneRecipe, finetune
+from ..finetuning import FINETUNE_RECIPES, FinetuneRecipe, finetune, score
 from ..models import MAE, load_model
+from .rivals import RivalRecipe, load_rival
 from ..pretraining import PRETRAIN_RECIPES, PretrainRecipe, pretrain
 from ..progress import RunStopped
 from ..runs import RunRecord
@@ -60,6 +61,7 @@ class Plan:
     labels: dict[str, int | None]  # labels per class for fine-tuning, by data set; None uses all
     # number of epochs of two more runs on CIFAR-10 with all labels; None if `labels` uses all
     all_label_epochs: int | None = None
+    rivals: tuple[str, ...] = ()  # names of other models of Table 3 to train as well
 
     def runs(self) -> list[Experiment]:
         "Return all runs in execution order: each follows the run that it starts from."
@@ -105,6 +107,27 @@ def trial_runs(plan: Plan) -> list[Experiment]:
         runs += [start, finetuning_run(start, "c10", plan, plan.trial_epochs[1])]
     return runs
 
+# %% ../../nbs/68_experiments.ipynb #c9244ff2
+def run_name(rival: str, data: str) -> str:
+    "Return the name of a rival's run on a data set."
+    return f"{rival.lower().replace('/', '-').replace('×', 'x')}-to-{data}"
+
+
+def rival_runs(plan: Plan) -> list[Experiment]:
+    "Return the runs of a plan's rivals on both data sets."
+    size = replace(plan.finetune.model, image_size=32, patch_size=4)
+    base = vars(replace(plan.finetune.from_scratch(), model=size))
+    return [
+        Experiment(
+            run_name(name, data),
+            data,
+            RivalRecipe(**base, rival=name),
+            labels_per_class=plan.labels[data],
+        )
+        for data in plan.labels
+        for name in plan.rivals
+    ]
+
 # %% ../../nbs/68_experiments.ipynb #cf3e0e64
 def paper_runs(plan: Plan) -> list[Experiment]:
     "Return the runs of Table 3, the controls, the ablations and the runs of other lengths."
@@ -121,7 +144,7 @@ def paper_runs(plan: Plan) -> list[Experiment]:
         longest = max([c10, *(run for run, _ in longer)], key=lambda run: run.recipe.epochs)
         for first in (longest, None):
             runs += [finetuning_run(first, "c10", plan, plan.all_label_epochs, all_labels=True)]
-    return runs
+    return runs + rival_runs(plan)
 
 # %% ../../nbs/68_experiments.ipynb #23976e20
 class HasRuns(Protocol):
@@ -204,6 +227,7 @@ _few_labels = replace(
     cutmix=1.0,
     model=replace(FINETUNE_RECIPES["small-0.1"].model, pool="mean"),
 )
+_few = (_few_labels, replace(_few_labels.from_scratch(), base_lr=8e-3))
 _shapes_finetune = replace(
     _hour_finetune.with_epochs(60), model=FINETUNE_RECIPES["small-0.1"].model
 )
@@ -216,6 +240,7 @@ PLANS: dict[str, Plan | Track] = {
         longer_epochs=((400, 100), (1600, None)),
         trial_epochs=(30, 50),
         labels={"c10": None, "c100": None},
+        rivals=("ResNet56", "ViT-Lite-7/4", "CCT-7/3×2"),
     ),
     "small": Plan(
         PRETRAIN_RECIPES["small-0.1"],
@@ -230,7 +255,7 @@ PLANS: dict[str, Plan | Track] = {
         _hour_finetune,
         _hour_scratch,
         seeds=(0, 1, 2),
-        few=(_few_labels, replace(_few_labels.from_scratch(), base_lr=8e-3)),
+        few=_few,
     ),
     "evening": Track(
         _hour_pretrain.with_epochs(76),
@@ -238,6 +263,7 @@ PLANS: dict[str, Plan | Track] = {
         _hour_scratch.with_epochs(148),
         seeds=(0,),
         rounded=True,
+        few=_few,
     ),
     "gpu10": Track(
         PRETRAIN_RECIPES["beyond"].with_epochs(300),
@@ -357,7 +383,11 @@ def measure_run(experiment: Experiment, data: DataSets, out: Path, device: torch
     "Return the summary of a finished run; after pre-training, save gallery.jpg too (Figure 4)."
     (train, test), folder = data[experiment.data], out / experiment.name
     record = RunRecord.load(folder)
-    results = evaluate(folder, train, test, device)
+    if isinstance(experiment.recipe, RivalRecipe):
+        found = score(load_rival(folder).to(device), test, "fp32")
+        results = {"accuracy": found["test_accuracy"], "cross_entropy": found["test_loss"]}
+    else:
+        results = evaluate(folder, train, test, device)
     if isinstance(experiment.recipe, PretrainRecipe):
         mask_ratio = experiment.recipe.mask_ratio
         gallery = show_reconstructions(load_model(folder), test.images[:24], 4, mask_ratio)

@@ -12,7 +12,7 @@ from pathlib import Path
 import maevit_course
 from ..encoder import Encoder
 from ..models import Classifier
-from .experiments import PLANS, list_runs
+from .experiments import PLANS, list_runs, run_name
 from ..runs import RunRecord
 
 # %% ../../nbs/40_paper.ipynb #b9646b65
@@ -129,6 +129,12 @@ def table_3(records: dict[str, RunRecord]) -> str:
         rows.append(
             [f"**ours**, {model}{epochs}", *cells, show(parameters), show(macs), "results/paper"]
         )
+    for p in PUBLISHED:
+        names = [run_name(p.model, data) for data in ("c10", "c100")]
+        if any(name in records for name in names):
+            cells = [accuracy_cell(records, name) for name in names]
+            size = map(show, (p.parameters, p.macs))
+            rows.append([f"**ours**, {p.model} from scratch", *cells, *size, "results/paper"])
     return markdown_table(
         ["model", "CIFAR-10", "CIFAR-100", "parameters (M)", "MACs (G)", "source"], rows
     )
@@ -142,17 +148,18 @@ def finetuning_table(records: dict[str, RunRecord]) -> str:
     rows: dict[tuple[str, bool], dict[str, RunRecord]] = {}
     for run in (run for plan in PLANS.values() for run in list_runs(plan)):
         if not run.pretrains and run.name in records:
-            start = run.start.name if run.start else "scratch"
+            start = run.start.name if run.start else getattr(run.recipe, "rival", "scratch")
             rows.setdefault((start, run.all_labels), {})[run.data] = records[run.name]
     lines = []
     for (start, all_labels), cells in rows.items():
+        record = next(iter(cells.values()))
         found = {data: cells[data].measured() if data in cells else None for data in DATA_SETS}
         pretrained = str(records[start].epochs) if start in records else "?"
         lines.append(
             [
                 f"{start}, all labels" if all_labels else start,
-                "none" if start == "scratch" else pretrained,
-                str(next(iter(cells.values())).epochs),
+                "none" if record.config["weights"] is None else pretrained,
+                str(record.epochs),
                 *map(percent, found.values()),
             ]
         )

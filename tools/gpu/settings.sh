@@ -8,7 +8,7 @@ WORK="gpu/work"              # on the machine; it keeps this folder between the 
 
 # Runs, in this order.
 TRIALS="trial trial-norm trial-attention-dropout"
-RUNS="c10-400 c10-400-to-c10 c10-1600 c10-1600-to-c10 scratch-to-c10 c10 c10-to-c10 c100 c100-to-c100 scratch-to-c100 c10-to-c100 c100-to-c10"
+RUNS="c10-400 c10-400-to-c10 c10-1600 c10-1600-to-c10 scratch-to-c10 c10 c10-to-c10 c100 c100-to-c100 scratch-to-c100 c10-to-c100 c100-to-c10 resnet56-to-c10 vit-lite-7-4-to-c10 cct-7-3x2-to-c10 resnet56-to-c100 vit-lite-7-4-to-c100 cct-7-3x2-to-c100"
 
 # Options of the measurements in 2_speed.sh.
 BENCH="--recipe paper --seconds 5"
