@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import matplotlib.pyplot as plt
 import torch
@@ -384,7 +384,8 @@ def measure_run(experiment: Experiment, data: DataSets, out: Path, device: torch
     (train, test), folder = data[experiment.data], out / experiment.name
     record = RunRecord.load(folder)
     if isinstance(experiment.recipe, RivalRecipe):
-        found = score(load_rival(folder).to(device), test, "fp32")
+        rival: Any = load_rival(folder).to(device)
+        found = score(rival, test, "fp32")
         results = {"accuracy": found["test_accuracy"], "cross_entropy": found["test_loss"]}
     else:
         results = evaluate(folder, train, test, device)
