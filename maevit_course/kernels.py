@@ -243,7 +243,7 @@ def compile_options(device: torch.device) -> dict[str, Any] | None:
     """
     if device.type == "mps":
         warnings.warn(
-            "on an Apple GPU the step is not compiled; training continues, but more slowly",
+            "on an Apple GPU the step is not compiled; training continues without the compiler",
             stacklevel=2,
         )
     if device.type in ("cpu", "mps"):
