@@ -94,7 +94,8 @@ class RandomResizedCropFlip:
         flip: float = 0.5,  # probability of a horizontal flip
         world: World = World(),  # the processes among which the images are divided
     ):
-        if not 0 < scale[0] <= scale[1] <= 1:
+        pair = isinstance(scale, (tuple, list)) and len(scale) == 2
+        if not (pair and 0 < scale[0] <= scale[1] <= 1):
             raise InputError(
                 f"crop scale {scale} must be two numbers with 0 < smallest <= largest <= 1"
             )

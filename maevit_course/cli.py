@@ -8,6 +8,7 @@ __all__ = ['main']
 # %% ../nbs/70_cli.ipynb #ca920e04
 import argparse
 import contextlib
+import io
 import json
 import sys
 import warnings
@@ -59,8 +60,8 @@ class DataOptions:
     # columns path and label, an .npz file, or a Hugging Face data set saved on disk
     data: str = "shapes"
     size: int | None = None  # scale image files to this side, in pixels
-    # how to make images square: crop the middle, or pad with grey; the
-    # default is crop, or the setting of the weights
+    # how to make images square: crop the middle, or pad with grey; the default is crop, and in
+    # `evaluate` and `export` the setting of the weights
     fit: Literal["crop", "pad"] | None = None
     limit: int | None = None  # number of training images to use; all by default
 
@@ -243,6 +244,8 @@ class Demo:
         data = load_data("shapes", limit=self.limit)
         runs = demo_runs(self.epochs, self.finetune_epochs, self.labels_per_class, self.seed)
         reproduce(runs, {"shapes": data}, self.out, self.out, self.run)
+        if not World.current().leads:
+            return
         for run in runs:
             report(self.out / run.name, data[1], self.run.device)
         titles = ("pre-training", "pre-trained", "from scratch")
@@ -325,6 +328,10 @@ class Rerun:
         pretrains, used = config["phase"] == "pretrain", config.get("weights")
         kind: type[PretrainRecipe] | type[FinetuneRecipe]
         kind = PretrainRecipe if pretrains else FinetuneRecipe
+        if rival := config["recipe"].get("rival"):
+            raise InputError(
+                f"{str(self.folder)!r} holds a run of {rival}: repeat it with `maevit reproduce`"
+            )
         recipe: Any = from_saved(kind, config["recipe"])
         train, test = find_data(self.data, config["data"], recipe.seed)
         found = load_model(self.weights, "mae").fingerprint() if self.weights else None
@@ -355,7 +362,8 @@ def find_data(
     choices = [lambda: train]
     if n != len(train):
         choices.append(lambda: load(limit=n)[0])
-        choices.append(lambda: train.few_labels(n // len(train.classes), seed))
+        if train.classes:
+            choices.append(lambda: train.few_labels(n // len(train.classes), seed))
     for choice in choices:
         with contextlib.suppress(InputError):
             if not differences({**wanted, "name": ""}, {**choice().describe(), "name": ""}):
@@ -372,7 +380,7 @@ class Predict:
 
     paths: Annotated[tuple[Path, ...], Positional]  # image files, and folders with images
     weights: Path  # classifier: run folder, weights file or a name such as c10-classifier
-    top: int = 3  # number of classes per image
+    top: int | None = None  # number of classes per image; by default 3, or all if there are fewer
     out: Path | None = None  # file to write, .csv or .json; by default the classes are printed
     device: str = "auto"  # "auto", "cpu", "cuda", …
     progress: bool | None = None  # show a progress bar; by default only in a terminal
@@ -513,6 +521,9 @@ def main(
 ) -> int:  # 0 if finished, 1 if diverged, 2 for bad input, 130 if stopped
     "Run the program `maevit` and return its exit status."
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack a letter of a file name
+            stream.reconfigure(errors="backslashreplace")
     if argv == ["--version"]:
         print(f"maevit_course {maevit_course.__version__}")
         return 0

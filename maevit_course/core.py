@@ -96,6 +96,8 @@ def pick_device(
     try:
         if name == "auto":
             name = best_device(world)
+        if name.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+            raise InputError(f"several processes cannot share {name!r}: choose the device 'cuda'")
         if name == "cuda" and world.size > 1:
             here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
             if here > gpus:

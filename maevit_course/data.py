@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
@@ -58,6 +59,10 @@ def check_data(images: Tensor, labels: Tensor, n_classes: int) -> None:
         raise InputError(
             f"there must be one label for each image: {len(images)} images, "
             f"labels of shape {tuple(labels.shape)}"
+        )
+    if labels.dtype != torch.int64:
+        raise InputError(
+            f"labels must be int64, not {labels.dtype}: convert them with labels.long()"
         )
     largest = max(n_classes - 1, 0)  # without classes, all labels are 0
     if labels.min() < 0 or labels.max() > largest:
@@ -325,7 +330,7 @@ def square_image(
     "Turn an image upright, convert it to 8-bit RGB, and crop or pad it to a square."
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float64)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0, posinf=0, neginf=0)
         scaled = values / white_level(values, image.mode) * 255
         image = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:  # blend transparency with white
@@ -470,10 +475,11 @@ def from_files(
     place = str(path.absolute())
     images = read_pixels(train.files, f"{place}:train", size, fit, read_image)
     side = images.shape[-1]
+    name = path.name if path.name not in ("", "..") else path.resolve().name
     test_images = read_pixels(test.files, f"{place}:test", side, fit, read_image)
     return (
-        ImageData(images, train.labels, train.classes, path.name, prepared),
-        ImageData(test_images, test.labels, test.classes, path.name, prepared),
+        ImageData(images, train.labels, train.classes, name, prepared),
+        ImageData(test_images, test.labels, test.classes, name, prepared),
     )
 
 # %% ../nbs/62_data.ipynb #b16f89a9
@@ -651,9 +657,17 @@ def download_cifar(name: str, root: str | Path) -> tuple[ImageData, ImageData]:
     from torchvision import datasets
 
     dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+
+    def read(download: bool) -> Any:
+        return [dataset(root, train=part, download=download) for part in (True, False)]
+
     try:
-        train = dataset(root, train=True, download=True)
-        test = dataset(root, train=False, download=True)
+        try:
+            train, test = read(download=False)
+        except RuntimeError:  # not there yet; one process downloads, and the others wait for it
+            Path(root).mkdir(parents=True, exist_ok=True)
+            with FileLock(Path(root) / f"{name}.lock"):
+                train, test = read(download=True)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"could not download {name} into {str(root)!r} ({error}): "

@@ -39,16 +39,12 @@ def classification_loss(
     "Return the cross-entropy and the accuracy on augmented images."
     logits = (model(images) if keep is None else model(images, keep)).float()
     truth = labels if labels.ndim == 1 else labels.argmax(1)
-    if class_weights is None:
-        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    else:  # divided by the number of images, so that several processes agree with one
+    each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    if class_weights is not None:  # of images: `cross_entropy` would also weight smoothed labels
         weights = class_weights.to(logits.device)
-        total = F.cross_entropy(
-            logits, labels, weights, reduction="sum", label_smoothing=label_smoothing
-        )
-        loss = total / len(logits)
+        each = each * (weights[labels] if labels.ndim == 1 else (labels * weights).sum(1))
     return {
-        "loss": loss,
+        "loss": each.mean(),
         "accuracy": (logits.argmax(1) == truth).float().mean(),
     }
 

@@ -98,7 +98,7 @@ def find_whole(folder: Path) -> ImageFiles:
     "List the images of a folder, with labels if all images are in <class>/*."
     files = only_images(walk_files(folder), folder)
     names = [file.parent.name for file in files]
-    if any(file.parent.parent != folder for file in files):
+    if any(len(file.relative_to(folder).parts) != 2 for file in files):
         return ImageFiles(files, torch.zeros(len(files), dtype=torch.int64))
     return with_classes(files, names, tuple(sorted(set(names))))
 
@@ -125,6 +125,14 @@ def find_split(folder: Path) -> ImageFiles:
         return find_whole(folder)
     found = [p for c in classes for p in sorted((folder / c).iterdir()) if p.name[0] != "."]
     files = only_images([p for p in found if not p.is_dir()], folder)
+    walked = (file for file in walk_files(folder) if file.suffix.lower() in IMAGE_EXTENSIONS)
+    if lost := [file for file in walked if file.parent.parent != folder]:
+        count = f"{len(lost)} images" if len(lost) > 1 else "1 image"
+        warnings.warn(
+            f"skipped {count} outside {folder.name}/<class>/*: "
+            f"{', '.join(str(file.relative_to(folder)) for file in lost[:3])}",
+            stacklevel=2,
+        )
     return with_classes(files, [file.parent.name for file in files], classes)
 
 

@@ -79,6 +79,8 @@ class EMA(Hook):
         # not with `AveragedModel`, whose counter is a tensor, for which the CPU would wait
         average = get_ema_multi_avg_fn(self.decay if self.steps else 0.0)
         average(list(self.averaged.parameters()), list(learner.model.parameters()), None)
+        for kept, buffer in zip(self.averaged.buffers(), learner.model.buffers()):
+            kept.copy_(buffer)  # statistics of BatchNorm, which are averages already
         self.steps += 1
 
     def result(self) -> nn.Module:

@@ -102,7 +102,7 @@ def warn_of_unreadable(reasons: list[str], n: int) -> None:
 def predict_files(
     classifier: Classifier,
     paths: Iterable[str | Path],  # image files, and folders with images
-    top: int = 3,  # number of classes per image
+    top: int | None = None,  # number of classes per image; None means 3, or all if there are fewer
     precision: Precision = "auto",  # precision of the computation, as in a recipe
     progress: bool | None = None,  # whether to show a bar; by default in a terminal or notebook
 ) -> list[dict[str, Any]]:  # "path", "classes" and "probabilities" (0 to 1), best first
@@ -116,6 +116,8 @@ def predict_files(
             f"a model of the type {type(classifier).__name__} has no classes to predict: "
             "fine-tune it first, or use embed_files"
         )
+    if top is None:
+        top = min(3, len(classifier.classes))
     if not 1 <= top <= len(classifier.classes):
         raise InputError(
             f"top is {top} but must be between 1 and the {len(classifier.classes)} classes"

@@ -95,7 +95,8 @@ def size_advice(
     fit: Fit,
 ) -> list[str]:
     "Return advice on `--size`, the patch size and `--fit`, one sentence each."
-    found, sides = [], [min(size) for size in sizes.elements()]
+    own_side = min if fit == "crop" else max  # the side of the square that shows an image's pixels
+    found, sides = [], [own_side(size) for size in sizes.elements()]
     middle = int(statistics.median(sides))
     long = sum(n for size, n in sizes.items() if max(size) > 1.33 * min(size))
     if middle < side:
@@ -166,7 +167,8 @@ def inspect_data(
     where = f"held out, {100 * held['fraction']:.0f} %" if held else "separate"
     counts = torch.bincount(torch.cat([train.labels, test.labels]), minlength=len(train.classes))
     classes = dict(zip(train.classes, counts.tolist()))
-    options = [" --recipe small"] if recipe == PRETRAIN_RECIPES["small"] else []
+    name = next((name for name, r in PRETRAIN_RECIPES.items() if r == recipe), "paper")
+    options = [f" --recipe {name}"] if name != "paper" else []
     options += [f" --size {size}"] if size else []
     options += [f" --fit {fit}"] if fit != "crop" else []
     advice = size_advice(sizes, side, recipe.model, fit) + data_advice(train, recipe)
@@ -244,13 +246,13 @@ def usage(model: Any, source: str) -> list[tuple[str, str]]:  # name and text of
         return [
             ("use it", f"maevit predict --weights {name} PHOTOS"),
             ("", f"maevit evaluate {given}"),
-            ("in Python", f'Classifier.from_pretrained("{source}").predict(["photo.jpg"])'),
+            ("in Python", f'Classifier.from_pretrained({source!r}).predict(["photo.jpg"])'),
         ]
     return [
         ("use it", f"maevit finetune {given}"),
         ("", f"maevit evaluate {given}"),
         ("", f"maevit embed --weights {name} PHOTOS --out embeddings.npz"),
-        ("in Python", f'MAE.from_pretrained("{source}").encoder'),
+        ("in Python", f"MAE.from_pretrained({source!r}).encoder"),
     ]
 
 # %% ../nbs/74_inspection.ipynb #47c11eb6
@@ -259,12 +261,18 @@ def inspect_trained(source: str) -> list[tuple[str, str]]:  # name and text of e
     folder, has_run = Path(source), (Path(source) / "config.json").is_file()
     config = read_config(folder)
     history = read_log(folder / METRICS) if has_run else []
+    if has_run and "rival" in config["recipe"]:
+        training = describe_training(config["recipe"], config, history)
+        return [("kind", f"a run of {config['recipe']['rival']} (lesson 33)"), *training]
     if has_run and not (folder / MODEL).is_file():
-        return [
-            ("kind", f"an unfinished run of {config['phase']}"),
-            *describe_training(config["recipe"], config, history),
-            ("continue", f"the command that started it, with --out {shlex.quote(source)} --resume"),
-        ]
+        done = bool(history) and history[-1]["epoch"] >= config["recipe"]["epochs"]
+        state = "a finished run without weights" if done else "an unfinished run"
+        lines = [("kind", f"{state} of {config['phase']}")]
+        lines += describe_training(config["recipe"], config, history)
+        if not done:
+            own = f"pretrain and finetune with --out {shlex.quote(source)} --resume"
+            lines.append(("continue", f"the command that started it; {own}"))
+        return lines
     model, about = load_model(source), read_weights(source)[1]
     sizes, n = model.config, sum(p.numel() for p in model.parameters())
     kind = "a classifier" if isinstance(model, Classifier) else "a masked autoencoder"

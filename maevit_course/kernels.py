@@ -215,9 +215,10 @@ LossFn = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 def compiles(loss_fn: LossFn, model: nn.Module, images: Tensor, labels: Tensor) -> bool:
     """Return whether one forward and backward pass succeeds; warn if it does not.
 
-    The gradients are deleted and the random state is restored. Raises `torch.OutOfMemoryError` if
-    the device has too little memory.
+    The gradients are deleted, and the random state and the buffers are restored. Raises
+    `torch.OutOfMemoryError` if the device has too little memory.
     """
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         with torch.random.fork_rng([images.device] if images.is_cuda else []):
             loss_fn(model, images, labels)["loss"].backward()
@@ -233,6 +234,8 @@ def compiles(loss_fn: LossFn, model: nn.Module, images: Tensor, labels: Tensor) 
         return False
     finally:
         model.zero_grad(set_to_none=True)
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 # %% ../nbs/63_kernels.ipynb #6ae4d218
 def compile_options(device: torch.device) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@
 __all__ = ['ModelConfig', 'MAE', 'Classifier', 'save_model', 'load_model']
 
 # %% ../nbs/15_models.ipynb #eec33000
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -173,13 +174,17 @@ def encoder_config(encoder: Encoder) -> ModelConfig:
     "Return the sizes of an encoder, with the default sizes for the decoder."
     layer: Any = encoder.layers[0]
     patch_size = round((encoder.embed.in_features / 3) ** 0.5)
+    hidden = layer.up.out_features
+    mlp_ratio = hidden / encoder.width
+    if int(encoder.width * mlp_ratio) < hidden:  # rounding must not lose a unit
+        mlp_ratio = math.nextafter(mlp_ratio, math.inf)
     return ModelConfig(
         image_size=patch_size * round((len(encoder.positions) - 1) ** 0.5),
         patch_size=patch_size,
         width=encoder.width,
         depth=len(encoder.layers),
         heads=layer.attention.heads,
-        mlp_ratio=layer.up.out_features / encoder.width,
+        mlp_ratio=mlp_ratio,
         dropout=layer.drop.p,
         attention_dropout=layer.attention.drop.p,
         norm_first=layer.norm_first,

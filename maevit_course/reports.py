@@ -198,7 +198,7 @@ def report(
         table_html(record.environment),
     )
     path = record.folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8", errors="replace")
     return path
 
 # %% ../nbs/69_reports.ipynb #3d1d7038
@@ -241,5 +241,5 @@ def comparison_report(
         gallery,
         f"<h2>The runs</h2><ul>{''.join(links)}</ul>",
     )
-    (out / "report.html").write_text(page, encoding="utf-8")
+    (out / "report.html").write_text(page, encoding="utf-8", errors="replace")
     return out / "report.html"

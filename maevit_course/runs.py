@@ -37,17 +37,22 @@ PREVIOUS = "checkpoint.previous.safetensors"
 METRICS = "metrics.jsonl"
 
 # %% ../nbs/65_runs.ipynb #a217e55d
-def git_commit() -> str | None:  # 40 hexadecimal digits, then "-dirty" if files have changed
+def git_commit() -> str | None:  # 40 hexadecimal digits, then "-dirty" if the source has changed
     """Return the commit of this project's source, or None outside a checkout.
 
+    Changed records in results/ do not count, because the runs of a plan write them.
     The environment variable `MAEVIT_COMMIT`, meant for copies without git, takes precedence.
     """
     root = Path(maevit_course.__file__).parent.parent
     if "MAEVIT_COMMIT" in os.environ or not (root / ".git").exists():
         return os.environ.get("MAEVIT_COMMIT")
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    head = ["git", "rev-parse", "HEAD"]
+    changes = ["git", "status", "--porcelain", "--untracked-files=no", ":(exclude)results"]
     with suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.check_output(command, cwd=root, text=True).strip()
+        commit, changed = (
+            subprocess.check_output(c, cwd=root, text=True).strip() for c in (head, changes)
+        )
+        return commit + ("-dirty" if changed else "")
     return None
 
 
@@ -130,7 +135,8 @@ def latest_checkpoint(out: Path) -> tuple[dict[str, Tensor], dict] | None:
 
     Raises `InputError` if all are corrupt.
     """
-    files = [file for file in (out / CHECKPOINT, out / PREVIOUS) if file.exists()]
+    names = (CHECKPOINT, PREVIOUS, "checkpoint.next")  # the last one, if a crash interrupts `save`
+    files = [out / name for name in names if (out / name).exists()]
     for file in files:
         try:
             tensors, about = from_bytes(file.read_bytes())
@@ -251,7 +257,7 @@ class Run:
         "Append a record to metrics.jsonl as one line."
         if self.leads:
             with disk_errors(self.out), open(self.out / METRICS, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(record, default=float) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
 

@@ -281,6 +281,11 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> 
         state.setdefault(int(i), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            # fused optimizers need the memory layout of the parameter, such as channels last
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 # %% ../nbs/22_training.ipynb #a8d07e5b
 class Learner:
@@ -339,7 +344,7 @@ class Learner:
         for hook in self.hooks:
             hook.after_backward(self)
         for optimizer in self.optimizers:
-            self.scaler.step(optimizer)  # skipped if an fp16 gradient has overflowed
+            self.scaler.step(optimizer)  # skipped if one of its fp16 gradients has overflowed
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
         for hook in self.hooks:
@@ -503,6 +508,13 @@ class Trainer:
             transforms = task.transform, task.block_transform
             self.batches = Batches(data.to(self.device), recipe, *transforms, self.world)
             self.learner = Learner(task, recipe, self.device, len(self.batches))
+        steps, lag = recipe.epochs * len(self.batches), round(1 / (1 - (recipe.ema or 0)))
+        if lag > steps and self.world.leads:
+            warnings.warn(
+                f"ema is {recipe.ema}, which averages over {lag:,} steps, but the run has only "
+                f"{steps:,}: choose a lower ema",
+                stacklevel=2,
+            )
         if options.tensorboard and self.world.leads:
             self.learner.hooks.append(TensorBoard(run.out / "tensorboard"))
 

@@ -1,5 +1,6 @@
 """The command line and the library on real files, end to end."""
 
+import io
 import json
 import re
 
@@ -111,6 +112,21 @@ def test_demo_compares_two_classifiers(tmp_path, capsys):
         assert (tmp_path / "demo" / run / "report.html").exists()
     assert main([*words, "--out", str(tmp_path / "demo")]) == 0  # once more: all is done already
     assert main([*words, "--limit", "320", "--out", str(tmp_path / "demo")]) == 2  # not this one
+
+
+def test_a_demo_with_fewer_labels_than_a_batch_is_found_again(tmp_path, capsys):
+    words = ["demo", "--epochs", "1", "--finetune-epochs", "2", "--limit", "640"]
+    for _ in range(2):
+        assert main([*words, "--labels-per-class", "5", "--out", str(tmp_path / "demo")]) == 0
+    assert "3/3 scratch: done before" in capsys.readouterr().out
+
+
+def test_letters_that_a_terminal_lacks_are_escaped(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert main(["reproduce", "α", "--scale", "ablations", "--list"]) == 0
+    terminal.flush()
+    assert rb"\u03b1 0, seed 0" in terminal.buffer.getvalue()
 
 
 def test_a_run_is_repeated_from_its_settings(pretrained, tmp_path, capsys):

@@ -11,7 +11,7 @@ from common import DATA
 from maevit_course.cli import main
 from maevit_course.core import InputError, set_seed
 from maevit_course.data import ImageData, load_data
-from maevit_course.finetuning import FINETUNE_RECIPES, finetune
+from maevit_course.finetuning import FINETUNE_RECIPES, classification_loss, finetune
 from maevit_course.hooks import Mix
 from maevit_course.models import load_model
 from maevit_course.pretraining import PRETRAIN_RECIPES, pretrain
@@ -167,3 +167,18 @@ def test_hooks_work_on_the_command_line(tmp_path):
     recipe = RunRecord.load(tmp_path / "x").config["recipe"]
     wanted = {"mixup": 0.2, "ema": 0.9, "clip_grad": 1.0, "flip": False}
     assert wanted.items() <= recipe.items()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_weight_images(smoothing):
+    "Not the entries of smoothed or mixed labels, which would pull predictions to the rare class."
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 2, 0, 1])
+    weights = torch.tensor([0.5, 1.0, 4.0])
+    soft = 0.7 * F.one_hot(labels, 3) + 0.3 * F.one_hot(labels.roll(1), 3)
+    for truth, factors in ((labels, weights[labels]), (soft, soft @ weights)):
+        found = classification_loss(lambda x: x, logits, truth, weights, smoothing)["loss"]
+        each = [
+            F.cross_entropy(logits[i : i + 1], truth[i : i + 1], label_smoothing=smoothing)
+            for i in range(6)
+        ]
+        torch.testing.assert_close(found, (torch.stack(each) * factors).mean())

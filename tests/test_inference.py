@@ -12,7 +12,7 @@ from maevit_course.cli import main
 from maevit_course.core import InputError
 from maevit_course.data import preprocess
 from maevit_course.inference import embed_files, find_images, predict_files, show_neighbours
-from maevit_course.models import load_model
+from maevit_course.models import Classifier, ModelConfig, load_model
 from maevit_course.shapes import make_shapes
 
 CLASSIFIER = "c10-classifier"
@@ -30,6 +30,13 @@ def photos(tmp_path_factory):
     (folder / ".hidden").mkdir()
     (folder / ".hidden/x.png").write_bytes(b"")
     return folder
+
+
+def test_a_classifier_of_two_classes_names_both(photos):
+    config = ModelConfig(image_size=16, patch_size=4, width=16, depth=1, heads=2)
+    classifier = Classifier(config.encoder(), ("a", "b"), config)
+    rows = predict_files(classifier, [photos / "a"])
+    assert all(sorted(row["classes"]) == ["a", "b"] for row in rows)
 
 
 def test_batches_give_the_same_as_one_call(photos):

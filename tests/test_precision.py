@@ -13,7 +13,13 @@ from maevit_course.core import InputError, World, pick_device, set_seed
 from maevit_course.data import load_data
 from maevit_course.finetuning import FinetuneRecipe
 from maevit_course.hooks import ClipGradients
-from maevit_course.kernels import autocast, compile_options, gradient_scaler, resolve_precision
+from maevit_course.kernels import (
+    autocast,
+    compile_options,
+    compiles,
+    gradient_scaler,
+    resolve_precision,
+)
 from maevit_course.models import MAE, ModelConfig
 from maevit_course.pretraining import PretrainRecipe, pretrain
 from maevit_course.progress import DivergedError, RunStopped
@@ -286,3 +292,12 @@ def test_a_scale_of_0_is_a_divergence(shapes, tmp_path, monkeypatch):
 def overflowing(backward):
     "The backward pass of a loss that is finite and whose gradients are not."
     return lambda loss: backward(loss * float("inf"))
+
+
+def test_a_trial_of_the_compiler_leaves_no_trace_in_the_model():
+    model = torch.nn.BatchNorm1d(4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = torch.randn(8, 4)
+    assert compiles(lambda m, x, _: {"loss": m(x).square().sum()}, model, x, x)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.weight.grad is None

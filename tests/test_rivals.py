@@ -1,6 +1,8 @@
 """The other models of Table 3: sizes, independent references, one step of training, bad input."""
 
+import itertools
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -8,9 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock as TorchvisionBlock
 
+from maevit_course.cli import main
 from maevit_course.core import InputError, set_seed
 from maevit_course.data import load_data, preprocess
-from maevit_course.finetuning import FinetuneRecipe
+from maevit_course.finetuning import FinetuneRecipe, finetune
 from maevit_course.models import MAE, ModelConfig, load_model
 from maevit_course.paper.experiments import PLANS, has_record, reproduce, rival_runs, run_name
 from maevit_course.paper.rivals import (
@@ -22,10 +25,12 @@ from maevit_course.paper.rivals import (
     SequencePool,
     cct,
     convolutional_tokenizer,
+    load_rival,
     resnet,
     shortcut,
 )
 from maevit_course.paper.tables import PUBLISHED, table_3
+from maevit_course.progress import RunStopped, StopRequest
 from maevit_course.runs import RunRecord
 from maevit_course.training import RunOptions
 
@@ -250,9 +255,9 @@ def test_a_rival_predicts_whole_images_and_refuses_what_it_cannot_do():
 
 def test_a_plan_trains_a_rival_keeps_its_record_and_lists_it_in_table_3(tmp_path):
     train, test = load_data("shapes", limit=64)
-    finetune = FinetuneRecipe(epochs=2, warmup_epochs=1, batch_size=16, precision="fp32")
+    recipe = FinetuneRecipe(epochs=2, warmup_epochs=1, batch_size=16, precision="fp32")
     plan = replace(
-        PLANS["paper"], finetune=finetune, labels={"c10": 4}, rivals=("CCT-2/3×2", "ResNet56")
+        PLANS["paper"], finetune=recipe, labels={"c10": 4}, rivals=("CCT-2/3×2", "ResNet56")
     )
     runs = rival_runs(plan)
     assert [run.name for run in runs] == ["cct-2-3x2-to-c10", "resnet56-to-c10"]
@@ -284,3 +289,60 @@ def test_the_paper_plan_ends_with_three_rivals_on_both_data_sets():
         own = {"rival": run.recipe.rival, "model": run.recipe.model}
         assert vars(run.recipe) == vars(scratch.recipe) | own
         assert run.recipe.model.image_size == 32 and run.start is None
+
+
+def weights_of(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_a_stopped_run_of_a_convolutional_rival_resumes_to_the_same_bits(tmp_path):
+    "Its weights have the channels last, so the optimizer's state must keep that layout too."
+    train, test = load_data("shapes", limit=64)
+    recipe = RivalRecipe(
+        rival="CCT-2/3×2", epochs=2, warmup_epochs=1, batch_size=16, precision="fp32", model=SIZE
+    )
+    options = RunOptions(device="cpu", progress=False, checkpoint_minutes=0, resume=True)
+    whole = finetune(train, test[:16], recipe, tmp_path / "whole", options=options)
+    answers = itertools.chain([False, False, True], itertools.repeat(True))
+    with pytest.raises(RunStopped), mock.patch.object(StopRequest, "__bool__", side_effect=answers):
+        finetune(train, test[:16], recipe, tmp_path / "parts", options=options)
+    resumed = finetune(train, test[:16], recipe, tmp_path / "parts", options=options)
+    for name, tensor in weights_of(whole).items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_averaged_weights_come_with_the_statistics_of_batchnorm(tmp_path):
+    train, test = load_data("shapes", limit=32)
+    recipe = RivalRecipe(
+        rival="ResNet56", epochs=1, warmup_epochs=0, batch_size=16, precision="fp32", model=SIZE
+    )
+    averaged = replace(recipe, ema=0.5)
+    options = RunOptions(device="cpu", progress=False)
+    models = [
+        finetune(train, test[:16], r, tmp_path / str(r.ema), options=options)
+        for r in (recipe, averaged)
+    ]
+    plain, smooth = map(weights_of, models)
+    statistics = [name for name in plain if "running" in name]
+    assert len(statistics) == 2 * 55
+    assert all(torch.equal(plain[name], smooth[name]) for name in statistics)
+    assert any(not torch.equal(plain[name], smooth[name]) for name in plain)
+
+
+def test_only_the_folder_of_a_finished_rival_can_be_loaded(tmp_path, capsys):
+    train, test = load_data("shapes", limit=64)
+    options = RunOptions(device="cpu", progress=False)
+    base = {"epochs": 1, "warmup_epochs": 0, "batch_size": 16, "precision": "fp32"}
+    ours = FinetuneRecipe(**base, model=ModelConfig(depth=1, width=48))
+    finetune(train, test[:16], ours, tmp_path / "ours", options=options)
+    with pytest.raises(InputError, match="a run of our own model: use load_model"):
+        load_rival(tmp_path / "ours")
+    recipe = RivalRecipe(**base, rival="CCT-2/3×2", model=SIZE)
+    finetune(train, test[:16], recipe, tmp_path / "rival", options=options)
+    assert main(["inspect", str(tmp_path / "rival")]) == 0
+    assert "a run of CCT-2/3×2" in capsys.readouterr().out
+    assert main(["rerun", str(tmp_path / "rival"), "--out", str(tmp_path / "x")]) == 2
+    assert "repeat it with `maevit reproduce`" in capsys.readouterr().err
+    (tmp_path / "rival/model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="no usable weights"):
+        load_rival(tmp_path / "rival")

@@ -284,6 +284,10 @@ def test_inspection_describes_data_runs_and_weights(tmp_path, pretrained, capsys
     assert "an unfinished run of pretrain" in inspect_source(tmp_path / "half")
     assert "0 of 6 epochs" in inspect_source(tmp_path / "half")
     assert "10: airplane" in inspect_source("c10-classifier")
+    log = "".join(json.dumps({"epoch": n, "seconds": n, "loss": 1.0}) + "\n" for n in range(1, 7))
+    (tmp_path / "half/metrics.jsonl").write_text(log)
+    assert "a finished run without weights of pretrain" in inspect_source(tmp_path / "half")
+    (tmp_path / "half/metrics.jsonl").unlink()
     for bad, said in ((config[:-9], "cannot be read"), ("[]", "cannot be read")):
         (tmp_path / "half/config.json").write_text(bad)
         assert main(["inspect", str(tmp_path / "half")]) == 2
@@ -310,6 +314,7 @@ def test_advice_on_sizes_depends_on_the_files():
     assert "--image-size 20 --patch-size 2" in advice((20, 20), side=20)
     assert "--size 96 --image-size 96 --patch-size 8" in advice((640, 480))
     assert "--fit pad" in advice((640, 480)) and "--fit pad" not in advice((640, 480), fit="pad")
+    assert "enlarged" in advice((100, 50)) and "enlarged" not in advice((100, 50), fit="pad")
     assert "--image-size 128" in advice((500, 500), side=128)
 
 
@@ -326,3 +331,18 @@ def test_a_terminal_shows_a_bar_while_files_are_read(monkeypatch, capsys):
     assert list(watched("abc", 3, "reading letters")) == ["a", "b", "c"]
     shown = capsys.readouterr().out
     assert "[3/3" in shown and "reading letters" in shown
+
+
+def test_the_current_folder_is_read_like_any_other(tmp_path, monkeypatch):
+    write_images(tmp_path / "photos", 20)
+    monkeypatch.chdir(tmp_path / "photos")
+    train, test = load_data(".")
+    assert train.name == "photos" and not train.classes and len(train) + len(test) == 20
+
+
+def test_images_outside_the_class_folders_are_reported(tmp_path):
+    for name in ("train/cat", "train/cat/more", "test/cat"):
+        write_images(tmp_path / name, 2)
+    with pytest.warns(UserWarning, match="skipped 2 images outside train/<class>/"):
+        train, _ = load_data(tmp_path)
+    assert len(train) == 2

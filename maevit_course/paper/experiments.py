@@ -7,6 +7,7 @@ __all__ = ['PLANS', 'list_runs', 'demo_runs', 'has_record', 'reproduce']
 
 # %% ../../nbs/68_experiments.ipynb #bafa006f
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -338,7 +339,9 @@ def starting_weights(experiment: Experiment, out: Path) -> Path | None:
     folder, name = out / experiment.start.name, experiment.start.name
     weights = folder / ("float16.safetensors" if experiment.rounded else MODEL)
     if experiment.rounded and not weights.exists() and (folder / MODEL).exists():
-        export_float16(folder, weights)
+        own = folder / f"float16-{World.current().rank}.safetensors"  # several processes may write
+        export_float16(folder, own)
+        os.replace(own, weights)
     if not weights.exists():
         raise InputError(
             f"{experiment.name} starts from the weights of {name}, "
@@ -426,6 +429,8 @@ def has_record(
     kept = from_saved(type(experiment.recipe), record.config["recipe"])
     # the record holds the precision that "auto" stood for
     wanted = replace(experiment.recipe, precision=kept.precision)
+    if images < wanted.batch_size:  # and the batch size that fits the images
+        wanted = replace(wanted, batch_size=kept.batch_size)
     old, new = {"images": old_data["images"], **asdict(kept)}, {"images": images, **asdict(wanted)}
     if changed := differences(old, new):
         raise InputError(

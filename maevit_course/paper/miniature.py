@@ -168,11 +168,15 @@ def list_miniatures(
 ) -> list[Miniature]:
     """List the runs that can be planned so far: sweeps, and final runs whose sweep is finished.
 
-    Raises `InputError` for an unknown name.
+    Raises `InputError` for an unknown name, or for lines of another plan.
     """
     if unknown := [name for name in names if name not in (*COMPARISONS, *MODELS)]:
         raise InputError(
             f"no {unknown[0]!r} in the plan: choose from {', '.join((*COMPARISONS, *MODELS))}"
+        )
+    if any("final" not in line for line in lines):
+        raise InputError(
+            "the recorded trials belong to another plan: choose another results folder"
         )
     costs = costs or read_costs(plan="miniature")["milliseconds"]
     tried: dict[tuple[str, str], dict[float, float]] = {}

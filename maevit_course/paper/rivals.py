@@ -30,7 +30,7 @@ from ..runs import RunRecord
 from ..schedules import decay_groups
 from ..training import Task
 from ..transformer import TransformerLayer
-from ..weights import MODEL, from_bytes
+from ..weights import MODEL, CorruptFileError, from_bytes
 
 # %% ../../nbs/33_rivals.ipynb #8665ee64
 def linear_head(
@@ -242,7 +242,7 @@ class CompactTransformer(nn.Module):
         super().__init__()
         self.head = linear_head(width, n_classes)
         self.tokenizer = tokenizer
-        self.class_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
+        self.class_token = nn.Parameter(torch.zeros(width)) if class_token else None
         self.positions = nn.Parameter(torch.empty(n_tokens + (1 if class_token else 0), width))
         rates = [0.1 * i / max(1, depth - 1) for i in range(depth)]  # stochastic depth
         self.layers = nn.ModuleList(CompactLayer(width, heads, mlp_ratio, rate) for rate in rates)
@@ -265,7 +265,7 @@ class CompactTransformer(nn.Module):
             )
         x = self.tokenizer(images)  # (B, N, D)
         if self.class_token is not None:
-            x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)  # (B, N+1, D)
+            x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)  # (B, N+1, D)
         x = x + self.positions
         for layer in self.layers:
             x = layer(x)
@@ -364,7 +364,10 @@ class Rival(SavedModel):
 # %% ../../nbs/33_rivals.ipynb #8d589cae
 @dataclass(frozen=True, kw_only=True)
 class RivalRecipe(FinetuneRecipe):
-    "Settings for training one of `RIVALS` from scratch; see `finetune`."
+    """Settings for training one of `RIVALS` from scratch; see `finetune`.
+
+    With several processes, BatchNorm normalises each process's share of a batch on its own.
+    """
 
     builders: ClassVar[dict[str, Callable[[int], nn.Module]]] = RIVALS
     rival: str  # name of the model
@@ -412,8 +415,15 @@ class RivalRecipe(FinetuneRecipe):
 def load_rival(
     folder: str | Path,  # folder of a finished run
 ) -> Rival:  # in evaluation mode, on the CPU
-    "Load a rival that `finetune` has trained. Raises `InputError` if the record is incomplete."
+    "Load a rival that `finetune` has trained. Raises `InputError` for any other folder."
     config = RunRecord.load(folder).config
+    if "rival" not in config["recipe"]:
+        raise InputError(f"{str(folder)!r} holds a run of our own model: use load_model")
     rival = from_saved(RivalRecipe, config["recipe"]).build(len(config["data"]["classes"]))
-    rival.load_state_dict(from_bytes((Path(folder) / MODEL).read_bytes())[0])
+    try:
+        rival.load_state_dict(from_bytes((Path(folder) / MODEL).read_bytes())[0])
+    except (CorruptFileError, OSError) as error:
+        raise InputError(
+            f"{str(folder)!r} holds no usable weights ({error}): finish the run, or repeat it"
+        ) from None
     return rival.eval()
