@@ -106,6 +106,8 @@ def test_final_runs_follow_from_finished_sweeps():
     assert all(run.settings["finetune.base_lr"] == 8e-3 for run in final)
     with pytest.raises(InputError, match="no 'ResNet31' in the plan: choose from 10 %"):
         list_miniatures([], ("ResNet31",), COSTS)
+    with pytest.raises(InputError, match="trial '25 %' belongs to a different plan"):
+        list_miniatures([{"factor": "mask ratio", "value": "25 %"}], (), COSTS)
 
 
 def test_a_miniature_is_one_of_the_small_models():

@@ -174,10 +174,12 @@ def list_miniatures(
         raise InputError(
             f"no {unknown[0]!r} in the plan: choose from {', '.join((*COMPARISONS, *MODELS))}"
         )
-    if any("final" not in line for line in lines):
-        raise InputError(
-            "the recorded trials belong to another plan: choose another results folder"
-        )
+    for line in lines:
+        if "final" not in line:
+            raise InputError(
+                f"the recorded trial {line.get('value')!r} belongs to a different plan: "
+                "choose a different folder for the results"
+            )
     costs = costs or read_costs(plan="miniature")["milliseconds"]
     tried: dict[tuple[str, str], dict[float, float]] = {}
     for line in lines:
