@@ -229,9 +229,9 @@ def evaluate_classifier(classifier: Classifier, test: ImageData) -> dict[str, fl
 def evaluate_mae(mae: MAE, train: ImageData, test: ImageData) -> dict[str, float]:
     """Return the losses of a pre-trained model, and the accuracies of probes on its embeddings.
 
-    The losses are those of whole images; that of training images uses a random sample, as large as
-    the test set. The probes are
-    k-NN and a linear classifier; without labels, only the losses are returned.
+    The losses are those of whole images, and that of training images uses a random sample, as
+    large as the test set. The probes are k-NN and a linear classifier; without labels, only the
+    losses are returned.
     """
     results = {f"test_{name}": value for name, value in reconstruction_error(mae, test).items()}
     results["train_loss"] = reconstruction_error(mae, train.sample(len(test)))["loss"]

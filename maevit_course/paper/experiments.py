@@ -429,7 +429,7 @@ def has_record(
     kept = from_saved(type(experiment.recipe), record.config["recipe"])
     # the record holds the precision that "auto" stood for
     wanted = replace(experiment.recipe, precision=kept.precision)
-    if images < wanted.batch_size:  # and the batch size that fits the images
+    if images < wanted.batch_size:  # it also holds the batch size that fits few images
         wanted = replace(wanted, batch_size=kept.batch_size)
     old, new = {"images": old_data["images"], **asdict(kept)}, {"images": images, **asdict(wanted)}
     if changed := differences(old, new):

@@ -142,9 +142,7 @@ RATES = (4e-3, 8e-3, 1.6e-2)  # learning rates that every model tries
 
 
 def sweep(
-    accuracy: Callable[
-        [float], float | None
-    ],  # accuracy at a learning rate; None if it has not been tried
+    accuracy: Callable[[float], float | None],  # accuracy at a learning rate; None if untried
 ) -> tuple[list[float], float | None]:  # rates to try, in order, and the best; None if unknown yet
     "Return the learning rates of a sweep, which grows until the best rate is not at its edge."
     rates = list(RATES)
@@ -168,7 +166,7 @@ def list_miniatures(
 ) -> list[Miniature]:
     """List the runs that can be planned so far: sweeps, and final runs whose sweep is finished.
 
-    Raises `InputError` for an unknown name, or for lines of another plan.
+    Raises `InputError` for an unknown name, or for lines of a different plan.
     """
     if unknown := [name for name in names if name not in (*COMPARISONS, *MODELS)]:
         raise InputError(

@@ -16,7 +16,7 @@ def time_left_with(
     subtract: bool = True,  # set the time of pre-training aside
     clip: bool = True,  # never return a negative number
     pretraining_epoch: bool = False,  # divide by the duration of an epoch of pre-training
-    whole: Callable = int,  # how to make the number of epochs an integer
+    whole: Callable = int,  # function that turns the number of epochs into an integer
 ) -> Callable:
     "Return an answer that counts the remaining epochs, optionally with mistakes."
 
