@@ -56,7 +56,7 @@ class Plan:
     pretrain: PretrainRecipe  # recipe of the main pre-training runs
     finetune: FinetuneRecipe  # recipe of the main fine-tuning runs
     # numbers of epochs of further pre-training runs on CIFAR-10 and of the fine-tuning that follows
-    # each; None takes the epochs of `finetune`
+    # each, which gets a control from scratch; None takes the epochs of `finetune` and no control
     longer_epochs: tuple[tuple[int, int | None], ...]
     trial_epochs: tuple[int, int]  # numbers of epochs in the ablations: pre-training, fine-tuning
     labels: dict[str, int | None]  # labels per class for fine-tuning, by data set; None uses all
@@ -141,6 +141,9 @@ def paper_runs(plan: Plan) -> list[Experiment]:
     runs += [finetuning_run(c10, "c100", plan), finetuning_run(c100, "c10", plan)]  # transfer
     for start, finetune_epochs in longer:
         runs += [start, finetuning_run(start, "c10", plan, finetune_epochs)]
+        if finetune_epochs:
+            control = finetuning_run(None, "c10", plan, finetune_epochs)
+            runs += [replace(control, name=f"scratch-{finetune_epochs}-to-c10")]
     if plan.all_label_epochs:
         longest = max([c10, *(run for run, _ in longer)], key=lambda run: run.recipe.epochs)
         for first in (longest, None):
@@ -238,7 +241,7 @@ PLANS: dict[str, Plan | Track] = {
     "paper": Plan(
         PRETRAIN_RECIPES["paper"],
         FINETUNE_RECIPES["paper"],
-        longer_epochs=((400, 100), (1600, None)),
+        longer_epochs=((200, 60), (400, 100), (1600, None)),
         trial_epochs=(30, 50),
         labels={"c10": None, "c100": None},
         rivals=("ResNet56", "ViT-Lite-7/4", "CCT-7/3×2"),

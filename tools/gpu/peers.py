@@ -15,14 +15,17 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from maevit_course.benchmark import paper_step
+from maevit_course.benchmark import paper_step, recipe_step
 from maevit_course.loss import reconstruction_loss
 from maevit_course.models import ModelConfig
 from maevit_course.patches import patchify
+from maevit_course.pretraining import PRETRAIN_RECIPES
 
 CONFIG = ModelConfig()
 
@@ -122,6 +125,23 @@ def all_steps(device: str) -> dict[str, Step]:
         if torch.device(device).type == "cuda":
             steps[f"{name}, bf16, compiled"] = peer_step(build(), device, True, True)
     return steps
+
+
+def plain_steps(device: str) -> dict[str, Step]:
+    "Return the fastest steps without dropout: ours and that of Hugging Face."
+    recipe = PRETRAIN_RECIPES["paper"]
+    plain = replace(recipe, model=replace(recipe.model, dropout=0.0, attention_dropout=0.0))
+    labels = torch.empty(0)  # which pre-training does not read
+    steps = {"ours, no dropout": partial(loss_of, recipe_step(plain, device), labels)}
+    if importlib.util.find_spec("transformers"):
+        cuda = torch.device(device).type == "cuda"
+        steps["hugging face, bf16, compiled"] = peer_step(hugging_face(), device, True, cuda)
+    return steps
+
+
+def loss_of(step: Callable[[Tensor, Tensor], dict], labels: Tensor, images: Tensor) -> Tensor:
+    "Return the loss of a step of ours."
+    return step(images, labels)["loss"]
 
 
 def seconds(step: Step, images: Tensor, steps: int) -> float:

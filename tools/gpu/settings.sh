@@ -5,19 +5,22 @@ SCALE="paper"                # of `maevit reproduce`
 OPTIONS=""                   # more options of `maevit reproduce`
 RECORDS="results/paper"      # where home.py puts the records of finished runs
 WORK="gpu/work"              # on the machine; it keeps this folder between the calls of a slot
+SLOT="/tmp/slot"             # on the machine: where slot.sh works between the calls
 
 # Runs, in this order.
 TRIALS="trial trial-norm trial-attention-dropout"
-RUNS="c10-400 c10-400-to-c10 c10-1600 c10-1600-to-c10 scratch-to-c10 c10 c10-to-c10 c100 c100-to-c100 scratch-to-c100 c10-to-c100 c100-to-c10 resnet56-to-c10 vit-lite-7-4-to-c10 cct-7-3x2-to-c10 resnet56-to-c100 vit-lite-7-4-to-c100 cct-7-3x2-to-c100"
+COMPARISON=""                # runs of slot.sh; by default those that choose.py picks
+RUNS="c10-400 c10-400-to-c10 scratch-100-to-c10 c10-1600 c10-1600-to-c10 scratch-to-c10 c10 c10-to-c10 c100 c100-to-c100 scratch-to-c100 c10-to-c100 c100-to-c10 resnet56-to-c10 vit-lite-7-4-to-c10 cct-7-3x2-to-c10 resnet56-to-c100 vit-lite-7-4-to-c100 cct-7-3x2-to-c100"
 
-# Options of the measurements in 2_speed.sh.
+# Options of the measurements in 2_speed.sh, and of those in background.sh.
 BENCH="--recipe paper --seconds 5"
 PEERS="--batch-size 1408 --rounds 9 --steps 20"
+MEASURE="--recipe paper --seconds 1.5 --rounds 5 --steps 10 --rows 25"
 PROFILE="--recipe paper --batch-size 1408 --steps 10 --rows 25"
 
 # Seconds: of a call, and of these for measuring, saving and packing after the training.
 CALL_SECONDS="570"
-RESERVE_SECONDS="60"
+RESERVE_SECONDS="45"
 
 # Bytes: of a returned file, of all of them, of everything that a call carries with the tree, of
 # the pieces among it, and of one of these.

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# The work of a slot, started by slot.sh: measurements, then a complete result, then the trials.
+# The tests of correctness run beside the training; both are limited by the time in $WORK/deadline.
+
+set -uo pipefail
+source "$1"
+export PYTHONPATH="$PWD:$PWD/$WORK/packages${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export TORCHINDUCTOR_CACHE_DIR="$PWD/$WORK/inductor" TRITON_CACHE_DIR="$PWD/$WORK/triton"
+mkdir -p "$WORK/packages" "$WORK/reports" "$WORK/runs"
+MAEVIT_COMMIT="$(cat gpu/in/commit.txt)"
+export MAEVIT_COMMIT
+reports="$WORK/reports"
+
+say() { echo "[$SECONDS s] $*"; }
+left() { echo $(($(cat "$WORK/deadline") - $(date +%s))); }
+
+for wheel in "$WORK"/wheels/*.whl; do
+    python3 -m zipfile -e "$wheel" "$WORK/packages" || say "$wheel could not be unpacked"
+done
+nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv > "$reports/machine.txt" 2>&1
+nproc >> "$reports/machine.txt"
+cat "$reports/machine.txt"
+
+say "compile the steps to be measured"
+python3 tools/gpu/measure.py phases --device "$DEVICE" $MEASURE --out "$WORK/phases.json" \
+    --wait "$WORK/go-phases" > "$reports/phases.txt" 2>&1 &
+phases=$!
+python3 tools/gpu/measure.py peers --device "$DEVICE" $MEASURE --out "$WORK/peers.json" \
+    --wait "$WORK/go-peers" > "$reports/peers.txt" 2>&1 &
+peers=$!
+while kill -0 "$phases" 2> /dev/null && kill -0 "$peers" 2> /dev/null &&
+    [ "$(cat "$reports"/{phases,peers}.txt | grep -c compiled)" -lt 4 ]; do sleep 0.3; done
+say "measure the phases"
+touch "$WORK/go-phases"
+wait "$phases" || say "the measurement of the phases failed"
+touch "$WORK/go-peers"
+wait "$peers" || say "the measurement of the peers failed"
+head -n 40 "$reports/phases.txt"
+tail -n 8 "$reports/peers.txt"
+
+if [ "$DEVICE" = cuda ]; then
+    say "start the tests"
+    for words in "steps_within and auto and pretrain" "steps_within and auto and not pretrain" \
+        "steps_within and fp16 and pretrain" "steps_within and fp16 and not pretrain" \
+        "from_pre_training and bf16" "from_pre_training and fp16" "resumed" \
+        "cpu or autoaugment_draws or attention_drops or compiled"; do
+        TORCHINDUCTOR_COMPILE_THREADS=2 timeout 400 nice -n 19 python3 -m pytest -q -rs -p no:cacheprovider \
+            tests/test_gpu.py tests/test_speed.py -k "($words) and not pretended" \
+            > "$reports/tests-${words// /-}.txt" 2>&1 &
+    done
+fi
+
+until python3 tools/gpu/pieces.py waiting gpu/in "$WORK" > /dev/null; do
+    [ "$(left)" -gt 60 ] || { say "the data did not arrive"; touch "$WORK/finished"; exit 1; }
+    sleep 1
+done
+python3 tools/gpu/sheets.py decode "$WORK/cifar10" "$WORK/cifar10.npz" || say "damaged data"
+
+# reproduce RUN...: train until the time is up, and resume what an earlier slot has begun.
+reproduce() {
+    local seconds=$(($(left) - RESERVE_SECONDS))
+    [ "$seconds" -gt 20 ] || { say "no time left for $*"; return 0; }
+    say "$*: at most $seconds s"
+    timeout --kill-after=15 $((seconds + RESERVE_SECONDS / 2)) python3 -m maevit_course.cli \
+        reproduce "$@" --scale "$SCALE" --cifar10 "$WORK/cifar10.npz" \
+        --out "$WORK/runs" --results "$WORK/runs" --device "$DEVICE" $OPTIONS \
+        --minutes "$(python3 -c "print($seconds / 60)")"
+    say "ended with status $?"
+}
+schedule="${COMPARISON:-$(python3 tools/gpu/choose.py "$WORK/phases.json" $(($(left) - RESERVE_SECONDS)))}"
+say "schedule: $schedule"
+reproduce $schedule
+reproduce $TRIALS
+while [ -n "$(jobs -rp)" ] && [ "$(left)" -gt 40 ]; do sleep 1; done
+tail -n 3 "$reports"/tests-*.txt
+touch "$WORK/finished"
+say "finished"
