@@ -19,7 +19,10 @@ class WithResults(build_py):
         super().run()
         if not self.editable_mode:
             shutil.copytree(
-                "results", Path(self.build_lib, cfg["lib_name"], "results"), dirs_exist_ok=True
+                "results",
+                Path(self.build_lib, cfg["lib_name"], "results"),
+                ignore=shutil.ignore_patterns("*.safetensors"),
+                dirs_exist_ok=True,
             )
 
 

@@ -145,13 +145,14 @@ def finetuning_table(records: dict[str, RunRecord]) -> str:
 
     It shows what each started from and its test accuracy after the last epoch.
     """
-    rows: dict[tuple[str, bool], dict[str, RunRecord]] = {}
+    rows: dict[tuple[str, bool, int], dict[str, RunRecord]] = {}
     for run in (run for plan in PLANS.values() for run in list_runs(plan)):
         if not run.pretrains and run.name in records:
             start = run.start.name if run.start else getattr(run.recipe, "rival", "scratch")
-            rows.setdefault((start, run.all_labels), {})[run.data] = records[run.name]
+            key = (start, run.all_labels, records[run.name].epochs)
+            rows.setdefault(key, {})[run.data] = records[run.name]
     lines = []
-    for (start, all_labels), cells in rows.items():
+    for (start, all_labels, epochs), cells in rows.items():
         record = next(iter(cells.values()))
         found = {data: cells[data].measured() if data in cells else None for data in DATA_SETS}
         pretrained = str(records[start].epochs) if start in records else "?"
@@ -159,7 +160,7 @@ def finetuning_table(records: dict[str, RunRecord]) -> str:
             [
                 f"{start}, all labels" if all_labels else start,
                 "none" if record.config["weights"] is None else pretrained,
-                str(record.epochs),
+                str(epochs),
                 *map(percent, found.values()),
             ]
         )

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The work of a slot, started by slot.sh: measurements, then a complete result, then the trials.
-# The tests of correctness run beside the training; both are limited by the time in $WORK/deadline.
+# The work of a slot, started by slot.sh: measurements and tests if $MEASURE is set, the ways to
+# compute attention if $ATTENTION is set, then the runs of $COMPARISON, then the trials.
+# $WORK/deadline says when the slot ends.
 
 set -uo pipefail
 source "$1"
@@ -14,6 +15,39 @@ reports="$WORK/reports"
 say() { echo "[$SECONDS s] $*"; }
 left() { echo $(($(cat "$WORK/deadline") - $(date +%s))); }
 
+# Measure the throughput, with nothing beside it.
+measure() {
+    say "compile the steps to be measured"
+    python3 tools/gpu/measure.py phases --device "$DEVICE" $MEASURE --out "$WORK/phases.json" \
+        --wait "$WORK/go-phases" > "$reports/phases.txt" 2>&1 &
+    phases=$!
+    python3 tools/gpu/measure.py peers --device "$DEVICE" $MEASURE --out "$WORK/peers.json" \
+        --wait "$WORK/go-peers" > "$reports/peers.txt" 2>&1 &
+    peers=$!
+    while kill -0 "$phases" 2> /dev/null && kill -0 "$peers" 2> /dev/null &&
+        [ "$(cat "$reports"/{phases,peers}.txt | grep -c compiled)" -lt 4 ]; do sleep 0.3; done
+    say "measure the phases"
+    touch "$WORK/go-phases"
+    wait "$phases" || say "the measurement of the phases failed"
+    touch "$WORK/go-peers"
+    wait "$peers" || say "the measurement of the peers failed"
+    head -n 40 "$reports/phases.txt"
+    tail -n 8 "$reports/peers.txt"
+}
+
+# Start the tests that need a GPU, in eight processes that give way to the training.
+start_tests() {
+    say "start the tests"
+    for words in "steps_within and auto and pretrain" "steps_within and auto and not pretrain" \
+        "steps_within and fp16 and pretrain" "steps_within and fp16 and not pretrain" \
+        "from_pre_training and bf16" "from_pre_training and fp16" "resumed" \
+        "cuda or model_computes or autoaugment_draws or attention_drops or obeys_the_seed"; do
+        TORCHINDUCTOR_COMPILE_THREADS=2 timeout 400 nice -n 19 python3 -m pytest -q -rs -p no:cacheprovider \
+            tests/test_gpu.py tests/test_speed.py -k "($words) and not pretended" \
+            > "$reports/tests-${words// /-}.txt" 2>&1 &
+    done
+}
+
 for wheel in "$WORK"/wheels/*.whl; do
     python3 -m zipfile -e "$wheel" "$WORK/packages" || say "$wheel could not be unpacked"
 done
@@ -21,33 +55,14 @@ nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv > "$reports
 nproc >> "$reports/machine.txt"
 cat "$reports/machine.txt"
 
-say "compile the steps to be measured"
-python3 tools/gpu/measure.py phases --device "$DEVICE" $MEASURE --out "$WORK/phases.json" \
-    --wait "$WORK/go-phases" > "$reports/phases.txt" 2>&1 &
-phases=$!
-python3 tools/gpu/measure.py peers --device "$DEVICE" $MEASURE --out "$WORK/peers.json" \
-    --wait "$WORK/go-peers" > "$reports/peers.txt" 2>&1 &
-peers=$!
-while kill -0 "$phases" 2> /dev/null && kill -0 "$peers" 2> /dev/null &&
-    [ "$(cat "$reports"/{phases,peers}.txt | grep -c compiled)" -lt 4 ]; do sleep 0.3; done
-say "measure the phases"
-touch "$WORK/go-phases"
-wait "$phases" || say "the measurement of the phases failed"
-touch "$WORK/go-peers"
-wait "$peers" || say "the measurement of the peers failed"
-head -n 40 "$reports/phases.txt"
-tail -n 8 "$reports/peers.txt"
-
-if [ "$DEVICE" = cuda ]; then
-    say "start the tests"
-    for words in "steps_within and auto and pretrain" "steps_within and auto and not pretrain" \
-        "steps_within and fp16 and pretrain" "steps_within and fp16 and not pretrain" \
-        "from_pre_training and bf16" "from_pre_training and fp16" "resumed" \
-        "cpu or autoaugment_draws or attention_drops or compiled"; do
-        TORCHINDUCTOR_COMPILE_THREADS=2 timeout 400 nice -n 19 python3 -m pytest -q -rs -p no:cacheprovider \
-            tests/test_gpu.py tests/test_speed.py -k "($words) and not pretended" \
-            > "$reports/tests-${words// /-}.txt" 2>&1 &
-    done
+if [ -n "$MEASURE" ]; then
+    measure
+    [ "$DEVICE" != cuda ] || start_tests
+fi
+if [ -n "$ATTENTION" ]; then
+    say "measure ways to compute attention"
+    python3 tools/gpu/attention.py $ATTENTION > "$reports/attention.txt" 2>&1
+    grep size "$reports/attention.txt" || say "no attention was measured"
 fi
 
 until python3 tools/gpu/pieces.py waiting gpu/in "$WORK" > /dev/null; do
@@ -72,6 +87,6 @@ say "schedule: $schedule"
 reproduce $schedule
 reproduce $TRIALS
 while [ -n "$(jobs -rp)" ] && [ "$(left)" -gt 40 ]; do sleep 1; done
-tail -n 3 "$reports"/tests-*.txt
+tail -qn 1 "$reports"/tests-*.txt 2> /dev/null
 touch "$WORK/finished"
 say "finished"
