@@ -1,15 +1,10 @@
 #!/usr/bin/env bash
-# Throughput: both phases, other implementations of the same step, and where the time goes.
+# Throughput: both phases and where the time goes, then the step of another implementation.
 source tools/gpu/common.sh "$@"
 
 status=0
-for phase in pretrain finetune; do
-    report "bench-$phase" python3 -m maevit_course.cli bench --phase "$phase" \
-        --device "$DEVICE" $BENCH || status=1
-done
-report peers python3 tools/gpu/peers.py --device "$DEVICE" $PEERS || status=1
-for phase in pretrain finetune; do
-    report "profile-$phase" python3 tools/gpu/profile_step.py --phase "$phase" \
-        --device "$DEVICE" $PROFILE || status=1
+for what in phases peers; do
+    report "$what" python3 tools/gpu/measure.py "$what" --device "$DEVICE" $MEASURE \
+        --out "$WORK/$what.json" || status=1
 done
 exit "$status"

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# The work of a slot, started by slot.sh: measurements and tests if $MEASURE is set, the ways to
-# compute attention if $ATTENTION is set, then the runs of $COMPARISON, then the trials.
-# $WORK/deadline says when the slot ends.
+# The work of a slot, started by slot.sh: what $TASKS lists, then the runs of $COMPARISON, then the
+# trials. $WORK/deadline says when the slot ends.
 
 set -uo pipefail
 source "$1"
@@ -16,7 +15,7 @@ say() { echo "[$SECONDS s] $*"; }
 left() { echo $(($(cat "$WORK/deadline") - $(date +%s))); }
 
 # Measure the throughput, with nothing beside it.
-measure() {
+run_speed() {
     say "compile the steps to be measured"
     python3 tools/gpu/measure.py phases --device "$DEVICE" $MEASURE --out "$WORK/phases.json" \
         --wait "$WORK/go-phases" > "$reports/phases.txt" 2>&1 &
@@ -36,7 +35,7 @@ measure() {
 }
 
 # Start the tests that need a GPU, in eight processes that give way to the training.
-start_tests() {
+run_tests() {
     say "start the tests"
     for words in "steps_within and auto and pretrain" "steps_within and auto and not pretrain" \
         "steps_within and fp16 and pretrain" "steps_within and fp16 and not pretrain" \
@@ -48,6 +47,21 @@ start_tests() {
     done
 }
 
+# Measure ways to compute attention, and the throughput with the explicit one.
+run_attention() {
+    say "measure ways to compute attention"
+    python3 tools/gpu/measure.py phases --device "$DEVICE" $MEASURE --attention explicit \
+        --out "$WORK/explicit.json" --wait "$WORK/go-explicit" > "$reports/explicit.txt" 2>&1 &
+    explicit=$!
+    python3 tools/gpu/attention.py --device "$DEVICE" $ATTENTION > "$reports/attention.txt" 2>&1
+    grep size "$reports/attention.txt" || say "no attention was measured"
+    while kill -0 "$explicit" 2> /dev/null &&
+        [ "$(grep -c compiled "$reports/explicit.txt")" -lt 2 ]; do sleep 0.3; done
+    touch "$WORK/go-explicit"
+    wait "$explicit" || say "the measurement of explicit attention failed"
+    head -n 40 "$reports/explicit.txt"
+}
+
 for wheel in "$WORK"/wheels/*.whl; do
     python3 -m zipfile -e "$wheel" "$WORK/packages" || say "$wheel could not be unpacked"
 done
@@ -55,15 +69,7 @@ nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv > "$reports
 nproc >> "$reports/machine.txt"
 cat "$reports/machine.txt"
 
-if [ -n "$MEASURE" ]; then
-    measure
-    [ "$DEVICE" != cuda ] || start_tests
-fi
-if [ -n "$ATTENTION" ]; then
-    say "measure ways to compute attention"
-    python3 tools/gpu/attention.py $ATTENTION > "$reports/attention.txt" 2>&1
-    grep size "$reports/attention.txt" || say "no attention was measured"
-fi
+for task in $TASKS; do "run_$task"; done
 
 until python3 tools/gpu/pieces.py waiting gpu/in "$WORK" > /dev/null; do
     [ "$(left)" -gt 60 ] || { say "the data did not arrive"; touch "$WORK/finished"; exit 1; }

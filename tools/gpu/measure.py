@@ -6,7 +6,8 @@
 `phases` measures the images per second of both phases and the speed of copying, and profiles both.
 `peers` compares our pre-training step with that of Hugging Face. Everything is compiled first. With
 `--wait FILE`, the measurements begin once that file exists, so that several processes can compile
-at the same time and measure one after the other.
+at the same time and measure one after the other. With `--attention NAME`, the model computes
+attention in one of the ways of attention.py.
 """
 
 import argparse
@@ -19,9 +20,11 @@ from pathlib import Path
 
 import peers
 import torch
+from attention import WAYS
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from maevit_course import transformer
 from maevit_course.benchmark import calls_per_second, recipe_step
 from maevit_course.data import ImageData
 from maevit_course.finetuning import FINETUNE_RECIPES, FinetuneRecipe
@@ -126,7 +129,7 @@ def measure_phases(args: argparse.Namespace, device: torch.device) -> None:
 
 def measure_peers(args: argparse.Namespace, device: torch.device) -> None:
     "Measure our step and that of Hugging Face, both without dropout."
-    steps, size = peers.plain_steps(args.device), peers.CONFIG.image_size
+    steps, size = peers.all_steps(args.device), peers.CONFIG.image_size
     n = args.batch_size or PRETRAIN_RECIPES["paper"].batch_size
     images = torch.rand(n, 3, size, size, device=device) * 2 - 1
     for name, step in steps.items():
@@ -157,9 +160,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of each round and each profile")
     parser.add_argument("--rows", type=int, default=25, help="of each profile")
     parser.add_argument("--gigabytes", type=float, default=4.0, help="to copy")
+    parser.add_argument("--attention", choices=sorted(WAYS), help="instead of the model's own")
     parser.add_argument("--wait", type=Path, help="file that starts the measurements")
     parser.add_argument("--out", type=Path, required=True, help="file for the results, in JSON")
     args = parser.parse_args()
+    if args.attention:
+        transformer.attention = WAYS[args.attention]
     {"phases": measure_phases, "peers": measure_peers}[args.what](args, torch.device(args.device))
 
 

@@ -8,14 +8,12 @@ WORK="gpu/work"
 SLOT="/tmp/slot"
 
 TRIALS="trial trial-norm trial-attention-dropout"
+TASKS="speed attention"
 COMPARISON="c10 c10-to-c10 scratch-to-c10"
 RUNS="c10 c10-to-c10 c100 c100-to-c10"
 
-BENCH="--recipe small --seconds 0.2 --batch-size 16"
-PEERS="--batch-size 4 --rounds 1 --steps 1"
 MEASURE="--recipe small --batch-size 4 --seconds 0.05 --rounds 1 --steps 1 --rows 4 --gigabytes 0.01"
-ATTENTION="--device cpu --images 8"
-PROFILE="--recipe small --batch-size 16 --steps 2 --rows 5"
+ATTENTION="--images 8"
 
 CALL_SECONDS="570"
 RESERVE_SECONDS="0"

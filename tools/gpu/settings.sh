@@ -9,15 +9,13 @@ SLOT="/tmp/slot"             # on the machine: where slot.sh works between the c
 
 # Runs, in this order.
 TRIALS="trial trial-norm trial-attention-dropout"
-COMPARISON=""                # what slot.sh trains; by default what choose.py picks
+TASKS="attention"             # of slot.sh, before the training: speed, tests, attention
+COMPARISON="c10-400 c10-400-to-c10 scratch-100-to-c10"  # what slot.sh trains; "": what choose.py picks
 RUNS="c10-400 c10-400-to-c10 scratch-100-to-c10 c10-1600 c10-1600-to-c10 scratch-to-c10 c10 c10-to-c10 c100 c100-to-c100 scratch-to-c100 c10-to-c100 c100-to-c10 resnet56-to-c10 vit-lite-7-4-to-c10 cct-7-3x2-to-c10 resnet56-to-c100 vit-lite-7-4-to-c100 cct-7-3x2-to-c100"
 
-# Options of the measurements in 2_speed.sh, and of those in background.sh.
-BENCH="--recipe paper --seconds 5"
-PEERS="--batch-size 1408 --rounds 9 --steps 20"
+# Options of measure.py and attention.py.
 MEASURE="--recipe paper --seconds 1.5 --rounds 5 --steps 10 --rows 25"
-ATTENTION="--device cuda"
-PROFILE="--recipe paper --batch-size 1408 --steps 10 --rows 25"
+ATTENTION=""
 
 # Seconds: of a call, and of these for measuring, saving and packing after the training.
 CALL_SECONDS="570"
