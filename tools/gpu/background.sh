@@ -14,6 +14,14 @@ reports="$WORK/reports"
 say() { echo "[$SECONDS s] $*"; }
 left() { echo $(($(cat "$WORK/deadline") - $(date +%s))); }
 
+# until_compiled PROCESS REPORT: wait until measure.py has compiled everything, at most until two
+# minutes before the end of the slot.
+until_compiled() {
+    while kill -0 "$1" 2> /dev/null && ! grep -q "^all is compiled" "$2" && [ "$(left)" -gt 120 ]; do
+        sleep 0.3
+    done
+}
+
 # Measure the throughput, with nothing beside it.
 run_speed() {
     say "compile the steps to be measured"
@@ -23,8 +31,8 @@ run_speed() {
     python3 tools/gpu/measure.py peers --device "$DEVICE" $MEASURE --out "$WORK/peers.json" \
         --wait "$WORK/go-peers" > "$reports/peers.txt" 2>&1 &
     peers=$!
-    while kill -0 "$phases" 2> /dev/null && kill -0 "$peers" 2> /dev/null &&
-        [ "$(cat "$reports"/{phases,peers}.txt | grep -c compiled)" -lt 4 ]; do sleep 0.3; done
+    until_compiled "$phases" "$reports/phases.txt"
+    until_compiled "$peers" "$reports/peers.txt"
     say "measure the phases"
     touch "$WORK/go-phases"
     wait "$phases" || say "the measurement of the phases failed"
@@ -53,10 +61,9 @@ run_attention() {
     python3 tools/gpu/measure.py phases --device "$DEVICE" $MEASURE --attention explicit \
         --out "$WORK/explicit.json" --wait "$WORK/go-explicit" > "$reports/explicit.txt" 2>&1 &
     explicit=$!
+    until_compiled "$explicit" "$reports/explicit.txt"
     python3 tools/gpu/attention.py --device "$DEVICE" $ATTENTION > "$reports/attention.txt" 2>&1
     grep size "$reports/attention.txt" || say "no attention was measured"
-    while kill -0 "$explicit" 2> /dev/null &&
-        [ "$(grep -c compiled "$reports/explicit.txt")" -lt 2 ]; do sleep 0.3; done
     touch "$WORK/go-explicit"
     wait "$explicit" || say "the measurement of explicit attention failed"
     head -n 40 "$reports/explicit.txt"
@@ -75,15 +82,21 @@ until python3 tools/gpu/pieces.py waiting gpu/in "$WORK" > /dev/null; do
     [ "$(left)" -gt 60 ] || { say "the data did not arrive"; touch "$WORK/finished"; exit 1; }
     sleep 1
 done
-python3 tools/gpu/sheets.py decode "$WORK/cifar10" "$WORK/cifar10.npz" || say "damaged data"
+for name in cifar10 cifar100; do
+    [ -d "$WORK/$name" ] || continue
+    python3 tools/gpu/sheets.py decode "$WORK/$name" "$WORK/$name.npz" ||
+        { say "damaged data"; touch "$WORK/finished"; exit 1; }
+done
 
 # reproduce RUN...: train until the time is up, and resume what an earlier slot has begun.
 reproduce() {
+    [ $# -gt 0 ] || { say "nothing to train"; return 0; }
     local seconds=$(($(left) - RESERVE_SECONDS))
     [ "$seconds" -gt 20 ] || { say "no time left for $*"; return 0; }
     say "$*: at most $seconds s"
     timeout --kill-after=15 $((seconds + RESERVE_SECONDS / 2)) python3 -m maevit_course.cli \
         reproduce "$@" --scale "$SCALE" --cifar10 "$WORK/cifar10.npz" \
+        --cifar100 "$WORK/cifar100.npz" \
         --out "$WORK/runs" --results "$WORK/runs" --device "$DEVICE" $OPTIONS \
         --minutes "$(python3 -c "print($seconds / 60)")"
     say "ended with status $?"

@@ -115,6 +115,7 @@ def measure_phases(args: argparse.Namespace, device: torch.device) -> None:
         print(f"{name}: compiled in {time.perf_counter() - began:.0f} s", flush=True)
     wait_for(args.wait)
     results: dict = {"torch": torch.__version__, "device": args.device}
+    results["attention"] = args.attention or "the model's own"
     if device.type == "cuda":
         results["device"] = torch.cuda.get_device_name()
     for name, phase in phases.items():
@@ -143,7 +144,8 @@ def measure_peers(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def wait_for(file: Path | None) -> None:
-    "Wait until a file exists."
+    "Say that everything is compiled, and wait until a file exists."
+    print("all is compiled", flush=True)
     while file and not file.exists():
         time.sleep(0.1)
 
@@ -157,7 +159,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="instead of the recipes' own")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each rate")
     parser.add_argument("--rounds", type=int, default=5, help="of the peers")
-    parser.add_argument("--steps", type=int, default=10, help="of each round and each profile")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=16,
+        help="of each round and each profile; 16 make a whole block",
+    )
     parser.add_argument("--rows", type=int, default=25, help="of each profile")
     parser.add_argument("--gigabytes", type=float, default=4.0, help="to copy")
     parser.add_argument("--attention", choices=sorted(WAYS), help="instead of the model's own")

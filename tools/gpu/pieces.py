@@ -141,6 +141,8 @@ def send(arrived: Path, work: Path, out: Path, piece_bytes: int, out_bytes: int)
     if chosen:
         split(pack(work, chosen), "state.tar", out, piece_bytes)
     shutil.copy(work / "received.txt", out)
+    sent = {file: checksum((work / file).read_bytes()) for file in chosen}
+    (work / "at-home.json").write_text(json.dumps(at_home | sent))
     print(
         f"returned {len(chosen)} files" + (f", left for later: {', '.join(left)}" if left else "")
     )

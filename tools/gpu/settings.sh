@@ -14,7 +14,7 @@ COMPARISON="c10-400 c10-400-to-c10 scratch-100-to-c10"  # what slot.sh trains; "
 RUNS="c10-400 c10-400-to-c10 scratch-100-to-c10 c10-1600 c10-1600-to-c10 scratch-to-c10 c10 c10-to-c10 c100 c100-to-c100 scratch-to-c100 c10-to-c100 c100-to-c10 resnet56-to-c10 vit-lite-7-4-to-c10 cct-7-3x2-to-c10 resnet56-to-c100 vit-lite-7-4-to-c100 cct-7-3x2-to-c100"
 
 # Options of measure.py and attention.py.
-MEASURE="--recipe paper --seconds 1.5 --rounds 5 --steps 10 --rows 25"
+MEASURE="--recipe paper --seconds 1.5 --rounds 5 --steps 16 --rows 25"
 ATTENTION=""
 
 # Seconds: of a call, and of these for measuring, saving and packing after the training.

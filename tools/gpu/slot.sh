@@ -32,4 +32,6 @@ while [ ! -e "$WORK/finished" ] && [ $((SECONDS - began)) -lt "$wait" ]; do slee
 mkdir -p "$WORK/reports"
 cp background.log "$WORK/reports/background.txt"
 tail -n 60 background.log
-python3 tools/gpu/pieces.py send gpu/in "$WORK" "$OUT" "$PIECE_BYTES" "$OUT_BYTES"
+# What comes back in this call need not come back in the next one.
+python3 tools/gpu/pieces.py send gpu/in "$WORK" "$OUT" "$PIECE_BYTES" "$OUT_BYTES" &&
+    cp "$WORK/at-home.json" gpu/in/home.json
