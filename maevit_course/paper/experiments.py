@@ -270,9 +270,9 @@ PLANS: dict[str, Plan | Track] = {
         few=_few,
     ),
     "gpu10": Track(
-        PRETRAIN_RECIPES["beyond"].with_epochs(300),
-        FINETUNE_RECIPES["beyond"].with_epochs(140),
-        FINETUNE_RECIPES["beyond"].from_scratch().with_epochs(280),
+        PRETRAIN_RECIPES["beyond"].with_epochs(180),
+        FINETUNE_RECIPES["beyond"].with_epochs(100),
+        FINETUNE_RECIPES["beyond"].from_scratch().with_epochs(230),
         seeds=(0, 1, 2),
     ),
     "shapes": Track(
