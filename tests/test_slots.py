@@ -18,6 +18,7 @@ from notebooks import SETTINGS as PACKAGE
 
 TOOLS = ROOT / "tools/gpu"
 sys.path.insert(0, str(TOOLS))
+import choose  # noqa: E402
 import home  # noqa: E402
 import pieces  # noqa: E402
 import sheets  # noqa: E402
@@ -62,6 +63,33 @@ def test_every_run_is_in_the_plan_and_comes_after_the_one_it_starts_from(name):
         assert home.data_of(run) == {"c10": "cifar10", "c100": "cifar100"}[experiment.data]
         if experiment.start:
             assert run.split("-to-")[0] == experiment.start.name in names[:i]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_slot_trains_runs_of_one_data_set_and_its_tasks_exist(name):
+    settings = SETTINGS[name]
+    plan = {run.name: run for run in list_runs(PLANS[settings["SCALE"]])}
+    chosen = [plan[run] for run in settings["COMPARISON"].split()]
+    assert all(run.start is None or run.start in chosen[:i] for i, run in enumerate(chosen))
+    assert len({run.data for run in chosen}) == 1
+    tasks = re.findall(r"^run_(\w+)\(\)", (TOOLS / "background.sh").read_text(), re.MULTILINE)
+    assert set(settings["TASKS"].split()) <= {"speed", "tests", "attention"} == set(tasks)
+
+
+@pytest.mark.parametrize(
+    ("rate", "left", "runs"),
+    [
+        (43_000, 646, "c10-200 c10-200-to-c10 scratch-60-to-c10"),  # as in the first slot
+        (86_000, 646, "c10-400 c10-400-to-c10 scratch-100-to-c10"),
+        (43_000, 100, "c10-200 c10-200-to-c10 scratch-60-to-c10"),  # nothing fits
+    ],
+)
+def test_the_longest_comparison_that_fits_is_chosen(rate, left, runs, tmp_path, capsys):
+    rates = {"pretrain": {"training": rate}, "finetune": {"training": rate * 25 / 43}}
+    (tmp_path / "phases.json").write_text(json.dumps(rates))
+    choose.main(str(tmp_path / "phases.json"), str(left))
+    assert capsys.readouterr().out.strip() == runs
+    assert all(run in {r.name for r in list_runs(PLANS["paper"])} for run in runs.split())
 
 
 def test_bash_and_python_agree_on_the_data_of_a_run():
