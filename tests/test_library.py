@@ -133,9 +133,10 @@ for m in pkgutil.walk_packages(maevit_course.__path__, 'maevit_course.'):
     importlib.import_module(m.name)
 for tool in 'nbdev', 'fastcore', 'execnb', 'IPython', 'jupyter', 'jupyter_core', 'ipykernel':
     assert importlib.util.find_spec(tool) is None, f'{tool} is installed'
-from maevit_course.paper.tables import read_records
+from maevit_course.paper.tables import read_records, results_folder
 from maevit_course.weights import bundled_weights
 assert read_records('small') and bundled_weights(), 'records or weights were left behind'
+assert not [*results_folder().rglob('*.safetensors')], 'weights that only a clone should have'
 """
 
 

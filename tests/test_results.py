@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 
@@ -144,6 +145,12 @@ IN_A_CLONE = [
     path.parent.relative_to(ROOT / "results").as_posix()
     for path in sorted((ROOT / "results").glob("*/*/float16.safetensors"))
 ]
+
+
+def test_a_clone_has_the_weights_that_the_readme_names():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`results/(\S+)/float16\.safetensors`", text)
+    assert named and sorted(named) == IN_A_CLONE
 
 
 @pytest.mark.parametrize("name", [*ORIGIN, *IN_A_CLONE])

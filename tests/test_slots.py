@@ -47,7 +47,7 @@ def test_settings_files_define_the_same_names_and_bash_reads_what_python_reads()
 
 def test_scripts_use_no_setting_that_is_not_defined():
     used = set()
-    for path in TOOLS.glob("[1-9c]*.sh"):
+    for path in (path for path in TOOLS.glob("*.sh") if not path.name.startswith("settings")):
         used |= set(re.findall(r"\$\{?([A-Z_]{4,})\b", path.read_text()))
     own = {"LIMIT", "SECONDS", "PYTHONPATH", "PIPESTATUS"}
     assert used - own <= SETTINGS["settings"].keys()
@@ -70,8 +70,8 @@ def test_a_slot_trains_runs_of_one_data_set_and_its_tasks_exist(name):
     settings = SETTINGS[name]
     plan = {run.name: run for run in list_runs(PLANS[settings["SCALE"]])}
     chosen = [plan[run] for run in settings["COMPARISON"].split()]
-    assert all(run.start is None or run.start in chosen[:i] for i, run in enumerate(chosen))
-    assert len({run.data for run in chosen}) == 1
+    assert all(run.start not in chosen[i:] for i, run in enumerate(chosen))
+    assert len({run.data for run in chosen}) <= 1
     tasks = re.findall(r"^run_(\w+)\(\)", (TOOLS / "background.sh").read_text(), re.MULTILINE)
     assert set(settings["TASKS"].split()) <= {"speed", "tests", "attention"} == set(tasks)
 

@@ -145,14 +145,14 @@ def finetuning_table(records: dict[str, RunRecord]) -> str:
 
     It shows what each started from and its test accuracy after the last epoch.
     """
-    rows: dict[tuple[str, bool, int], dict[str, RunRecord]] = {}
+    rows: dict[tuple[str, bool, int, int], dict[str, RunRecord]] = {}
     for run in (run for plan in PLANS.values() for run in list_runs(plan)):
         if not run.pretrains and run.name in records:
             start = run.start.name if run.start else getattr(run.recipe, "rival", "scratch")
-            key = (start, run.all_labels, records[run.name].epochs)
+            key = (start, run.all_labels, records[run.name].epochs, run.recipe.seed)
             rows.setdefault(key, {})[run.data] = records[run.name]
     lines = []
-    for (start, all_labels, epochs), cells in rows.items():
+    for (start, all_labels, epochs, _), cells in rows.items():
         record = next(iter(cells.values()))
         found = {data: cells[data].measured() if data in cells else None for data in DATA_SETS}
         pretrained = str(records[start].epochs) if start in records else "?"

@@ -10,6 +10,7 @@ mkdir -p "$WORK/packages" "$WORK/reports" "$WORK/runs"
 MAEVIT_COMMIT="$(cat gpu/in/commit.txt)"
 export MAEVIT_COMMIT
 reports="$WORK/reports"
+trap 'touch "$WORK/finished"' EXIT
 
 say() { echo "[$SECONDS s] $*"; }
 left() { echo $(($(cat "$WORK/deadline") - $(date +%s))); }
@@ -58,11 +59,11 @@ run_tests() {
 # Measure ways to compute attention, and the throughput with the explicit one.
 run_attention() {
     say "measure ways to compute attention"
-    python3 tools/gpu/measure.py phases --device "$DEVICE" $MEASURE --attention explicit \
+    timeout 330 python3 tools/gpu/measure.py phases --device "$DEVICE" $MEASURE --attention explicit \
         --out "$WORK/explicit.json" --wait "$WORK/go-explicit" > "$reports/explicit.txt" 2>&1 &
     explicit=$!
     until_compiled "$explicit" "$reports/explicit.txt"
-    python3 tools/gpu/attention.py --device "$DEVICE" $ATTENTION > "$reports/attention.txt" 2>&1
+    timeout 150 python3 tools/gpu/attention.py --device "$DEVICE" $ATTENTION > "$reports/attention.txt" 2>&1
     grep size "$reports/attention.txt" || say "no attention was measured"
     touch "$WORK/go-explicit"
     wait "$explicit" || say "the measurement of explicit attention failed"
@@ -79,13 +80,13 @@ cat "$reports/machine.txt"
 for task in $TASKS; do "run_$task"; done
 
 until python3 tools/gpu/pieces.py waiting gpu/in "$WORK" > /dev/null; do
-    [ "$(left)" -gt 60 ] || { say "the data did not arrive"; touch "$WORK/finished"; exit 1; }
+    [ "$(left)" -gt 60 ] || { say "the data did not arrive"; exit 1; }
     sleep 1
 done
 for name in cifar10 cifar100; do
     [ -d "$WORK/$name" ] || continue
     python3 tools/gpu/sheets.py decode "$WORK/$name" "$WORK/$name.npz" ||
-        { say "damaged data"; touch "$WORK/finished"; exit 1; }
+        { say "damaged data"; exit 1; }
 done
 
 # reproduce RUN...: train until the time is up, and resume what an earlier slot has begun.
@@ -99,13 +100,19 @@ reproduce() {
         --cifar100 "$WORK/cifar100.npz" \
         --out "$WORK/runs" --results "$WORK/runs" --device "$DEVICE" $OPTIONS \
         --minutes "$(python3 -c "print($seconds / 60)")"
-    say "ended with status $?"
+    local status=$? run
+    say "ended with status $status"
+    # One run that fails must not stop the others.
+    [ "$status" -eq 0 ] || [ $# -eq 1 ] || for run in "$@"; do reproduce "$run"; done
 }
 schedule="${COMPARISON:-$(python3 tools/gpu/choose.py "$WORK/phases.json" $(($(left) - RESERVE_SECONDS)))}"
 say "schedule: $schedule"
 reproduce $schedule
 reproduce $TRIALS
+for run in $RUNS; do
+    case "$run" in c100 | *-to-c100) data=cifar100 ;; *) data=cifar10 ;; esac
+    [ ! -e "$WORK/$data.npz" ] || [ -e "$WORK/runs/$run/summary.json" ] || reproduce "$run"
+done
 while [ -n "$(jobs -rp)" ] && [ "$(left)" -gt 40 ]; do sleep 1; done
 tail -qn 1 "$reports"/tests-*.txt 2> /dev/null
-touch "$WORK/finished"
 say "finished"

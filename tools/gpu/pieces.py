@@ -129,10 +129,11 @@ def files_to_keep(work: Path) -> list[str]:
 def send(arrived: Path, work: Path, out: Path, piece_bytes: int, out_bytes: int) -> None:
     "Write the files that are not at home yet into the returned folder, as far as they fit."
     at_home = json.loads((arrived / "home.json").read_text())
-    chosen, left, room = [], [], out_bytes
+    chosen, left, room, sums = [], [], out_bytes, {}
     for file in files_to_keep(work):
         content = (work / file).read_bytes()
-        if at_home.get(file) == checksum(content):
+        sums[file] = checksum(content)
+        if at_home.get(file) == sums[file]:
             continue
         # The archive adds less than 2 kB to each file.
         fits = len(content) + 2048 <= room
@@ -141,7 +142,7 @@ def send(arrived: Path, work: Path, out: Path, piece_bytes: int, out_bytes: int)
     if chosen:
         split(pack(work, chosen), "state.tar", out, piece_bytes)
     shutil.copy(work / "received.txt", out)
-    sent = {file: checksum((work / file).read_bytes()) for file in chosen}
+    sent = {file: sums[file] for file in chosen}
     (work / "at-home.json").write_text(json.dumps(at_home | sent))
     print(
         f"returned {len(chosen)} files" + (f", left for later: {', '.join(left)}" if left else "")

@@ -19,7 +19,7 @@ ATTENTION=""
 
 # Seconds: of a call, and of these for measuring, saving and packing after the training.
 CALL_SECONDS="570"
-RESERVE_SECONDS="45"
+RESERVE_SECONDS="75"
 
 # Bytes: of a returned file, of all of them, of everything that a call carries with the tree, of
 # the pieces among it, and of one of these.

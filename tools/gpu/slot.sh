@@ -19,7 +19,8 @@ if [ ! -e "$SLOT/started" ]; then
 fi
 cd "$SLOT" || exit 1
 mkdir -p "$WORK" gpu/in
-echo $(($(date +%s) + left)) > "$WORK/deadline"
+echo $(($(date +%s) + left)) > "$WORK/deadline.new"
+mv "$WORK/deadline.new" "$WORK/deadline"
 if [ -d "$here/$load" ]; then
     cp "$here/$load"/* gpu/in
     python3 tools/gpu/pieces.py receive gpu/in "$WORK" || exit 1
