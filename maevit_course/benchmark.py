@@ -78,22 +78,13 @@ def calls_per_second(
         if now - began >= limit:
             return statistics.median(rates)
 
-# %% ../nbs/52_speed.ipynb #b7da0f1c
-def benchmark(
-    data: ImageData,
-    recipe: PretrainRecipe | FinetuneRecipe,
-    device: torch.device | str = "auto",
-    seconds: float = 3.0,  # minimum duration of each of the three measurements
-) -> dict[str, float]:  # images/s: "data", "step", "training"; "efficiency": training over step
-    """Measure the data alone, a training step alone and the whole training, in images per second.
-
-    Raises `InputError` unless `seconds` is positive and less than an hour.
-    """
-    if not 0 < seconds < 3600:
-        raise InputError(f"seconds is {seconds} but must be positive and less than an hour")
-    device = pick_device(device)
-    recipe = recipe.resolve(device, len(data))
-    data = data.to(device)
+# %% ../nbs/52_speed.ipynb #f032bc9a
+def workloads(
+    data: ImageData,  # on the device
+    recipe: PretrainRecipe | FinetuneRecipe,  # resolved for the device
+    device: torch.device,
+) -> tuple[dict[str, Callable[[], None]], int]:  # what to call, by name; calls per round
+    "Build what `benchmark` measures: the next batch, a step on one batch, and both together."
     step, task = recipe_step(recipe, device, data), recipe.task(data)
     batches = Batches(data, recipe, task.transform, task.block_transform)
 
@@ -115,10 +106,27 @@ def benchmark(
     def train() -> None:
         step(*next(training))
 
-    works = {"data": load, "step": compute, "training": train}
     # Heavy augmentation runs once per block, so we measure whole blocks. On a GPU, we must not
     # wait after each step.
     repeats = batches.block if task.block_transform or device.type != "cpu" else 1
+    return {"data": load, "step": compute, "training": train}, repeats
+
+# %% ../nbs/52_speed.ipynb #b7da0f1c
+def benchmark(
+    data: ImageData,
+    recipe: PretrainRecipe | FinetuneRecipe,
+    device: torch.device | str = "auto",
+    seconds: float = 3.0,  # minimum duration of each of the three measurements
+) -> dict[str, float]:  # images/s: "data", "step", "training"; "efficiency": training over step
+    """Measure the data alone, a training step alone and the whole training, in images per second.
+
+    Raises `InputError` unless `seconds` is positive and less than an hour.
+    """
+    if not 0 < seconds < 3600:
+        raise InputError(f"seconds is {seconds} but must be positive and less than an hour")
+    device = pick_device(device)
+    recipe = recipe.resolve(device, len(data))
+    works, repeats = workloads(data.to(device), recipe, device)
     rates = {
         name: recipe.batch_size * calls_per_second(work, device, seconds, repeats)
         for name, work in works.items()

@@ -14,7 +14,6 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,50 +24,35 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from maevit_course import transformer
-from maevit_course.benchmark import calls_per_second, recipe_step
+from maevit_course.benchmark import calls_per_second, workloads
 from maevit_course.data import ImageData
 from maevit_course.finetuning import FINETUNE_RECIPES, FinetuneRecipe
 from maevit_course.pretraining import PRETRAIN_RECIPES, PretrainRecipe
 from maevit_course.training import Batches
 
-Step = Callable[[Tensor, Tensor], dict[str, Tensor]]
-
 
 class Phase:
-    "The training step of a recipe on random images, and an endless supply of its batches."
+    "The training of a recipe on random images."
 
     def __init__(self, recipe: PretrainRecipe | FinetuneRecipe, device: torch.device):
         self.recipe, self.device = recipe, device
-        n = recipe.batch_size * Batches.block * (2 if device.type == "cuda" else 1)
+        n = recipe.batch_size * Batches.block
         images = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8)
         data = ImageData(images, torch.arange(n) % 10, tuple("0123456789"), "noise").to(device)
-        self.step: Step = recipe_step(recipe, device, data)
-        task = recipe.task(data)
-        self.batches = Batches(data, recipe, task.transform, task.block_transform)
-        self.loading, self.training = self.forever(), self.forever()
-        self.images, self.labels = next(self.loading)
+        self.works, self.repeats = workloads(data, recipe, device)
 
-    def forever(self) -> Iterator[tuple[Tensor, Tensor]]:
-        "Yield augmented batches without end."
-        epoch = 0
-        while True:
-            yield from self.batches.epoch(epoch)
-            epoch += 1
+    def train(self, steps: int) -> None:
+        "Train for some steps, and wait for the device."
+        for _ in range(steps):
+            self.works["training"]()
+        torch.get_device_module(self.device).synchronize()
 
     def rates(self, seconds: float) -> dict[str, float]:
         "Return the images per second of the data alone, the step alone, and both together."
-        works = {
-            "data": lambda: next(self.loading),
-            "step": lambda: self.step(self.images, self.labels),
-            "training": lambda: self.step(*next(self.training)),
-        }
+        size = self.recipe.batch_size
         return {
-            name: round(
-                self.recipe.batch_size
-                * calls_per_second(work, self.device, seconds, Batches.block),
-                1,
-            )
-            for name, work in works.items()
+            name: round(size * calls_per_second(work, self.device, seconds, self.repeats), 1)
+            for name, work in self.works.items()
         }
 
     def profile(self, steps: int, rows: int) -> str:
@@ -76,9 +60,7 @@ class Phase:
         cuda = self.device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
         with profile(activities=activities) as result:
-            for _ in range(steps):
-                self.step(*next(self.training))
-            torch.get_device_module(self.device).synchronize()
+            self.train(steps)
         column = "self_device_time_total" if cuda else "self_cpu_time_total"
         return result.key_averages().table(sort_by=column, row_limit=rows, max_name_column_width=60)
 
@@ -110,8 +92,7 @@ def measure_phases(args: argparse.Namespace, device: torch.device) -> None:
         phases[name] = Phase(replace(recipe, batch_size=size).resolve(device, size), device)
     for name, phase in phases.items():
         began = time.perf_counter()
-        for _ in range(2):
-            phase.step(*next(phase.training))["loss"].item()
+        phase.train(2)
         print(f"{name}: compiled in {time.perf_counter() - began:.0f} s", flush=True)
     wait_for(args.wait)
     results: dict = {"torch": torch.__version__, "device": args.device}
