@@ -18,7 +18,6 @@ from notebooks import SETTINGS as PACKAGE
 
 TOOLS = ROOT / "tools/gpu"
 sys.path.insert(0, str(TOOLS))
-import choose  # noqa: E402
 import home  # noqa: E402
 import pieces  # noqa: E402
 import sheets  # noqa: E402
@@ -28,7 +27,7 @@ MOST_TRACKED_BYTES = 44 << 20
 
 
 def runs_of(settings):
-    return [*settings["TRIALS"].split(), *settings["RUNS"].split()]
+    return settings["RUNS"].split()
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in TOOLS.glob("*.sh")))
@@ -49,7 +48,7 @@ def test_scripts_use_no_setting_that_is_not_defined():
     used = set()
     for path in (path for path in TOOLS.glob("*.sh") if not path.name.startswith("settings")):
         used |= set(re.findall(r"\$\{?([A-Z_]{4,})\b", path.read_text()))
-    own = {"LIMIT", "SECONDS", "PYTHONPATH", "PIPESTATUS"}
+    own = {"SECONDS", "PYTHONPATH"}
     assert used - own <= SETTINGS["settings"].keys()
 
 
@@ -66,34 +65,13 @@ def test_every_run_is_in_the_plan_and_comes_after_the_one_it_starts_from(name):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_slot_trains_runs_of_one_data_set_and_its_tasks_exist(name):
-    settings = SETTINGS[name]
-    plan = {run.name: run for run in list_runs(PLANS[settings["SCALE"]])}
-    chosen = [plan[run] for run in settings["COMPARISON"].split()]
-    assert all(run.start not in chosen[i:] for i, run in enumerate(chosen))
-    assert len({run.data for run in chosen}) <= 1
+def test_the_tasks_of_a_slot_exist(name):
     tasks = re.findall(r"^run_(\w+)\(\)", (TOOLS / "background.sh").read_text(), re.MULTILINE)
-    assert set(settings["TASKS"].split()) <= {"speed", "tests", "attention"} == set(tasks)
-
-
-@pytest.mark.parametrize(
-    ("rate", "left", "runs"),
-    [
-        (43_000, 646, "c10-200 c10-200-to-c10 scratch-60-to-c10"),  # as in the first slot
-        (86_000, 646, "c10-400 c10-400-to-c10 scratch-100-to-c10"),
-        (43_000, 100, "c10-200 c10-200-to-c10 scratch-60-to-c10"),  # nothing fits
-    ],
-)
-def test_the_longest_comparison_that_fits_is_chosen(rate, left, runs, tmp_path, capsys):
-    rates = {"pretrain": {"training": rate}, "finetune": {"training": rate * 25 / 43}}
-    (tmp_path / "phases.json").write_text(json.dumps(rates))
-    choose.main(str(tmp_path / "phases.json"), str(left))
-    assert capsys.readouterr().out.strip() == runs
-    assert all(run in {r.name for r in list_runs(PLANS["paper"])} for run in runs.split())
+    assert set(SETTINGS[name]["TASKS"].split()) <= set(tasks) == {"speed", "tests", "attention"}
 
 
 def test_bash_and_python_agree_on_the_data_of_a_run():
-    source = (TOOLS / "common.sh").read_text()
+    source = (TOOLS / "background.sh").read_text()
     (function,) = re.findall(r"^data_of\(\) \{.*?^\}", source, flags=re.DOTALL | re.MULTILINE)
     for run in runs_of(SETTINGS["settings"]):
         said = subprocess.check_output(["bash", "-c", f"{function}\ndata_of {run}"], text=True)

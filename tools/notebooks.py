@@ -202,6 +202,7 @@ def make_readme():
     )
     for alt in alts:
         text = re.sub(r"!\[(png|jpeg)\]\(", lambda _, alt=alt: f"![{alt}](", text, count=1)
+    text = re.sub(r"\n(?:[ \t]*\n)+", "\n\n", text)  # the exporter leaves gaps around pictures
     return text.strip() + "\n", resources["outputs"]
 
 

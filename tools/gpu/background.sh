@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The work of a slot, started by slot.sh: what $TASKS lists, then the runs of $COMPARISON, then the
-# trials. $WORK/deadline says when the slot ends.
+# The work of a slot, started by slot.sh: what $TASKS lists, and then the unfinished ones of $RUNS
+# whose data set is there. $WORK/deadline says when the slot ends.
 
 set -uo pipefail
 source "$1"
@@ -79,7 +79,7 @@ cat "$reports/machine.txt"
 
 for task in $TASKS; do "run_$task"; done
 
-until python3 tools/gpu/pieces.py waiting gpu/in "$WORK" > /dev/null; do
+until python3 tools/gpu/pieces.py waiting gpu/in "$WORK"; do
     [ "$(left)" -gt 60 ] || { say "the data did not arrive"; exit 1; }
     sleep 1
 done
@@ -89,29 +89,28 @@ for name in cifar10 cifar100; do
         { say "damaged data"; exit 1; }
 done
 
-# reproduce RUN...: train until the time is up, and resume what an earlier slot has begun.
-reproduce() {
-    [ $# -gt 0 ] || { say "nothing to train"; return 0; }
-    local seconds=$(($(left) - RESERVE_SECONDS))
-    [ "$seconds" -gt 20 ] || { say "no time left for $*"; return 0; }
-    say "$*: at most $seconds s"
-    timeout --kill-after=15 $((seconds + RESERVE_SECONDS / 2)) python3 -m maevit_course.cli \
-        reproduce "$@" --scale "$SCALE" --cifar10 "$WORK/cifar10.npz" \
-        --cifar100 "$WORK/cifar100.npz" \
-        --out "$WORK/runs" --results "$WORK/runs" --device "$DEVICE" $OPTIONS \
-        --minutes "$(python3 -c "print($seconds / 60)")"
-    local status=$? run
-    say "ended with status $status"
-    # One run that fails must not stop the others.
-    [ "$status" -eq 0 ] || [ $# -eq 1 ] || for run in "$@"; do reproduce "$run"; done
+# The name of the data set that a run needs.
+data_of() {
+    case "$1" in
+        c100 | *-to-c100) echo cifar100 ;;
+        *) echo cifar10 ;;
+    esac
 }
-schedule="${COMPARISON:-$(python3 tools/gpu/choose.py "$WORK/phases.json" $(($(left) - RESERVE_SECONDS)))}"
-say "schedule: $schedule"
-reproduce $schedule
-reproduce $TRIALS
+
+# Train until the time is up, and resume what an earlier slot has begun. A run that fails does not
+# stop those that follow.
 for run in $RUNS; do
-    case "$run" in c100 | *-to-c100) data=cifar100 ;; *) data=cifar10 ;; esac
-    [ ! -e "$WORK/$data.npz" ] || [ -e "$WORK/runs/$run/summary.json" ] || reproduce "$run"
+    [ -e "$WORK/$(data_of "$run").npz" ] && [ ! -e "$WORK/runs/$run/summary.json" ] || continue
+    seconds=$(($(left) - RESERVE_SECONDS))
+    [ "$seconds" -gt 20 ] || { say "no time left for $run"; break; }
+    say "$run: at most $seconds s"
+    timeout --kill-after=15 $((seconds + RESERVE_SECONDS / 2)) python3 -m maevit_course.cli \
+        reproduce "$run" --scale "$SCALE" --cifar10 "$WORK/cifar10.npz" \
+        --cifar100 "$WORK/cifar100.npz" --out "$WORK/runs" --results "$WORK/runs" \
+        --device "$DEVICE" --minutes "$(python3 -c "print($seconds / 60)")" $OPTIONS
+    status=$?
+    say "$run ended with status $status"
+    [ "$status" -ne 130 ] || break  # its time was up
 done
 while [ -n "$(jobs -rp)" ] && [ "$(left)" -gt 40 ]; do sleep 1; done
 tail -qn 1 "$reports"/tests-*.txt 2> /dev/null

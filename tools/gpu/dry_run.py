@@ -6,11 +6,12 @@ The scripts are those of a real slot, byte by byte; only the settings file diffe
 
     home/      a copy of the project in a Git repository of its own
     python/    a new virtual environment that sees only the packages that the machine has
-    machine/   the machine: a copy of the tree, replaced before each call and deleted after a slot
+    machine/   on the machine: a copy of the tree, replaced before each call
+    slot/      on the machine: where slot.sh works, deleted after a slot
     back/      the files that each call has returned
 
 It checks the limits of every call, and at the end that there are records and weights, and that a
-run that was stopped twice, once across two slots, has the bits of one that was never stopped.
+run that was stopped in two slots has the bits of one that was never stopped.
 """
 
 import argparse
@@ -35,10 +36,10 @@ SETTINGS, STOP = "tools/gpu/settings-dry.sh", "tools/gpu/settings-stop.sh"
 TOOL = "tools/gpu/home.py"
 MIB = 1 << 20
 OUT_FILES, OUT_FILE_BYTES, TOTAL_BYTES, OUT_DEPTH = 8, 16 * MIB, 64 * MIB, 2
-CALL_SECONDS = 600
+CALL_SECONDS, SLOT_SECONDS = 600, 1200
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 SPLIT_RUN = "c10"  # the run that is stopped
-MOST_CALLS = 8  # of a script in a row
+MOST_CALLS = 8  # of a slot, after its last load
 
 
 def check(condition: bool, message: str) -> None:
@@ -150,59 +151,60 @@ class Lender:
 
     def __init__(self, folder: Path, bin_folder: Path):
         self.home, self.tree, self.back = folder / "home", folder / "machine", folder / "back"
-        self.calls, self.new = 0, True
+        self.slot_folder = folder / "slot"
+        self.calls = 0
         path = f"{bin_folder}:/usr/local/bin:/usr/bin:/bin"
         threads = os.environ.get("OMP_NUM_THREADS", "1")
         self.env = {"PATH": path, "HOME": str(folder), "OMP_NUM_THREADS": threads}
         self.env |= {"LANG": "C.UTF-8", "CUDA_VISIBLE_DEVICES": ""}
-
-    def new_slot(self) -> None:
-        "Take the machine away, with everything on it."
-        shutil.rmtree(self.tree, ignore_errors=True)
-        self.new = True
 
     def at_home(self, *words: str) -> None:
         "Run home.py in the copy of the project."
         environment = {**os.environ, "PYTHONPATH": str(self.home)}
         subprocess.run([sys.executable, TOOL, *words], cwd=self.home, env=environment, check=True)
 
-    def call(self, script: str, settings: str = SETTINGS) -> int:
-        "Load, run a script on the machine, unload; return its exit status."
-        began, self.calls = time.monotonic(), self.calls + 1
-        print(f"\n=== call {self.calls}: {script} {settings}", flush=True)
-        self.at_home("load", SETTINGS, *(["--new"] if self.new else []))
-        self.new = False
-        self.carry()
+    def slot(self, settings: str) -> None:
+        "Rehearse a slot on a machine that has nothing, until all its work is done and returned."
+        for folder in (self.tree, self.slot_folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.at_home("load", SETTINGS)
+        for folder in sorted((self.home / "gpu").glob("in*"), key=lambda x: int(x.name[2:])):
+            self.call(settings, f"gpu/{folder.name}", 1)
+        for _ in range(MOST_CALLS):
+            said = self.call(settings, "none", CALL_SECONDS // 2)
+            if "finished" in said and "left for later" not in said:
+                return
+        check(False, f"the slot did not end within {MOST_CALLS} further calls")
+
+    def call(self, settings: str, load: str, wait: int) -> str:
+        "Carry a load to the machine, run slot.sh, unload; return what it printed."
+        self.calls += 1
+        print(f"\n=== call {self.calls}: {settings} {load}", flush=True)
+        self.carry(load)
         out = self.back / str(self.calls)
         out.mkdir(parents=True)
         done = subprocess.run(
-            ["bash", f"tools/gpu/{script}.sh", settings],
+            ["bash", "tools/gpu/slot.sh", settings, load, str(SLOT_SECONDS), str(wait)],
             cwd=self.tree,
             env={**self.env, "OUT": str(out)},
             timeout=CALL_SECONDS,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
+        print(done.stdout, flush=True)
+        check(done.returncode == 0, f"the call ended with status {done.returncode}")
         check_returned(out)
         self.at_home("unload", SETTINGS, str(out))
-        print(f"status {done.returncode}, {time.monotonic() - began:.0f} s", flush=True)
-        return done.returncode
+        return done.stdout
 
-    def call_until_complete(self, script: str, settings: str = SETTINGS) -> None:
-        "Call a script until all that it needs has arrived, which the last call then works with."
-        for _ in range(MOST_CALLS):
-            check(self.call(script, settings) == 0, f"{script} failed")
-            if not pieces.missing(self.home / "gpu/in", self.tree / "gpu/work"):
-                return
-        check(False, f"the data did not arrive within {MOST_CALLS} calls")
-
-    def carry(self) -> None:
-        "Replace the files that Git does not ignore, and the folder gpu/in, within the limit."
-        for path in self.tree.glob("*"):
-            if path.name != "gpu":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    def carry(self, load: str) -> None:
+        "Replace the files that Git does not ignore, and the load, within the limit."
+        shutil.rmtree(self.tree, ignore_errors=True)
         size = copy_files(listed(self.home), self.home, self.tree)
-        shutil.rmtree(self.tree / "gpu/in", ignore_errors=True)
-        shutil.copytree(self.home / "gpu/in", self.tree / "gpu/in")
-        size += sum(path.stat().st_size for path in (self.tree / "gpu/in").iterdir())
+        if (self.home / load).exists():
+            shutil.copytree(self.home / load, self.tree / load)
+            size += sum(path.stat().st_size for path in (self.tree / load).iterdir())
         check(size <= TOTAL_BYTES, f"a call carries {size} bytes, more than {TOTAL_BYTES}")
         print(f"carried {size / MIB:.1f} MiB", flush=True)
 
@@ -231,16 +233,19 @@ def check_results(
     for run in runs:
         check((records / run / "summary.json").exists(), f"no record of {run}")
         check((home / run / "model.safetensors").exists(), f"no weights of {run}")
-    reports = {path.stem for path in (lender.home / "gpu/home/reports").glob("*.txt")}
-    wanted = {"machine", "tests", "phases", "peers"}
-    check(reports == wanted, f"there are the reports {sorted(reports)}, not {sorted(wanted)}")
+    reports = {path.stem: path for path in (lender.home / "gpu/home/reports").glob("*.txt")}
+    wanted = {"machine", "background", "phases", "peers", "explicit", "attention"}
+    check(reports.keys() >= wanted, f"there are only the reports {sorted(reports)}")
+    said = re.findall(r"^\[\d+ s\] .*", reports["background"].read_text(), re.MULTILINE)
+    bad = [line for line in said if re.search("failed|could not|damaged|no attention", line)]
+    check(bool(said) and not bad, f"the last slot says {bad}")
 
     print(f"\n=== {SPLIT_RUN} without a stop", flush=True)
     whole = lender.home.parent / "whole"
     words = ["-m", "maevit_course.cli", "reproduce", SPLIT_RUN, "--scale", settings["SCALE"]]
     words += ["--cifar10", str(data[0]), "--device", settings["DEVICE"]]
     words += ["--out", str(whole), "--results", str(whole), *settings["OPTIONS"].split()]
-    packages = f"{lender.tree}:{lender.tree / settings['WORK'] / 'packages'}"
+    packages = f"{lender.tree}:{lender.slot_folder / settings['WORK'] / 'packages'}"
     environment = {**lender.env, "PYTHONPATH": packages, "MAEVIT_COMMIT": "dry run"}
     subprocess.run(["python3", *words], cwd=lender.tree, env=environment, check=True)
     digests = {
@@ -254,7 +259,7 @@ def check_results(
 
 
 def main() -> None:
-    "Rehearse two slots."
+    "Rehearse four slots."
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -264,7 +269,7 @@ def main() -> None:
     began, folder = time.monotonic(), args.folder.resolve()
     check(not folder.exists() or not any(folder.iterdir()), f"{str(folder)!r} is not empty")
     settings = read_settings(ROOT / SETTINGS)
-    runs = [*settings["TRIALS"].split(), *settings["RUNS"].split()]
+    runs = settings["RUNS"].split()
     (folder / "home").mkdir(parents=True)
     copy_project(folder / "home")
     lender = Lender(folder, bare_python(folder, settings))
@@ -272,22 +277,14 @@ def main() -> None:
     wheels = ["--wheels", str(args.wheels.resolve())] if args.wheels else []
     lender.at_home("prepare", SETTINGS, *map(str, data), *wheels)
 
-    # First slot: tests, throughput, trials; the first main run is stopped after a step.
-    for script in ("1_tests", "2_speed"):
-        check(lender.call(script) == 0, f"{script} failed")
-    lender.call_until_complete("3_trials")
-    lender.call_until_complete("4_runs", STOP)
-    places = [stopped_at(folder / "home")]
-    lender.new_slot()
-    # Second slot: it is stopped again, and then finishes; all other runs follow.
-    lender.call_until_complete("4_runs", STOP)
-    places.append(stopped_at(folder / "home"))
+    # The first run is stopped after a step in each of two slots, and finished in the third one,
+    # with all others on the same data. The last slot trains on the other data set.
+    places = []
+    for settings_file in (STOP, STOP, SETTINGS, SETTINGS):
+        lender.slot(settings_file)
+        if settings_file == STOP:
+            places.append(stopped_at(folder / "home"))
     check(places[0] < places[1], f"{SPLIT_RUN} did not go on: {places}")
-    for _ in range(MOST_CALLS):
-        check(lender.call("4_runs") == 0, "4_runs failed")
-        if len(list(folder.glob("home/gpu/home/runs/*/summary.json"))) == len(runs):
-            break
-    check(lender.call("5_collect") == 0, "5_collect failed")
     lender.at_home("records", SETTINGS)
     check_results(lender, settings, runs, data)
     print(f"\nthe dry run passed: {lender.calls} calls, {time.monotonic() - began:.0f} s")

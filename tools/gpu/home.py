@@ -1,13 +1,13 @@
-"""What happens at home: before the slots, before and after each call, and after a slot.
+"""What happens at home: before and after a slot.
 
     python tools/gpu/home.py prepare SETTINGS cifar10.npz cifar100.npz   # once
-    python tools/gpu/home.py load SETTINGS --new                    # before the first call
-    python tools/gpu/home.py load SETTINGS                          # before each other call
-    python tools/gpu/home.py unload SETTINGS FOLDER                 # after each call
-    python tools/gpu/home.py records SETTINGS                       # after a slot
+    python tools/gpu/home.py load SETTINGS                               # before a slot
+    python tools/gpu/home.py unload SETTINGS FOLDER                      # for each call, in order
+    python tools/gpu/home.py records SETTINGS                            # after a slot
 
-`gpu/`, which Git ignores, holds `stock/` (the pieces that can travel), `in/` (the load of the next
-call) and `home/` (returned reports, records and weights, and the unfinished run's checkpoint).
+`gpu/`, which Git ignores, holds `stock/` (the pieces that can travel), `in1/`, `in2/` and so on
+(one load for each of the first calls) and `home/` (returned reports, records and weights, and the
+unfinished run's checkpoint).
 """
 
 import argparse
@@ -24,7 +24,7 @@ import sheets
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GPU = ROOT / "gpu"
-STOCK, LOAD, HOME, RECEIVED = GPU / "stock", GPU / "in", GPU / "home", GPU / "received.txt"
+STOCK, HOME = GPU / "stock", GPU / "home"
 SPARE_BYTES = 1 << 19  # for lists and the overhead of the transfer
 RECORD_FILES = ("config.json", "metrics.jsonl", "environment.json", "*.jpg", "summary.json")
 
@@ -45,9 +45,7 @@ def data_of(run: str) -> str:
 def unfinished(settings: dict[str, str]) -> list[str]:
     "List the runs that are still to be done, in order."
     done = {path.parent.name for path in HOME.glob("runs/*/summary.json")}
-    failed = {path.parent.name for path in HOME.glob("runs/*/failed.txt")}
-    runs = [*settings["TRIALS"].split(), *settings["RUNS"].split()]
-    return [run for run in runs if run not in done and not {run, run.split("-to-")[0]} & failed]
+    return [run for run in settings["RUNS"].split() if run not in done]
 
 
 def git(*words: str) -> str:
@@ -119,31 +117,36 @@ def needed(settings: dict[str, str]) -> list[Path]:
     return found
 
 
-def load(settings: dict[str, str], new: bool) -> None:
-    "Fill `gpu/in` with as many of the missing pieces as the next call can carry."
-    if new:
-        RECEIVED.unlink(missing_ok=True)
-        stock_state(settings)
-    shutil.rmtree(LOAD, ignore_errors=True)
-    LOAD.mkdir(parents=True)
-    HOME.mkdir(exist_ok=True)
+def load(settings: dict[str, str]) -> None:
+    "Fill `gpu/in1`, `gpu/in2` and so on with the pieces of a slot, as many as a call can carry."
+    for old in GPU.glob("in*"):
+        shutil.rmtree(old)
+    HOME.mkdir(parents=True, exist_ok=True)
+    stock_state(settings)
     commit = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     if "dirty" in commit:
         print("warning: there are changes without a commit, and the records will say so")
-    (LOAD / "commit.txt").write_text(commit)
-    (LOAD / "home.json").write_text(json.dumps(pieces.checksums(HOME)))
-    wanted, known = needed(settings), pieces.read_names(RECEIVED)
-    (LOAD / "pieces.txt").write_text("\n".join(path.name for path in wanted))
-    room = int(settings["IN_BYTES"]) - tree_bytes() - SPARE_BYTES
-    room, left = min(room, int(settings["CARRY_BYTES"])), 0
-    for path in (path for path in wanted if path.name not in known):
-        if left == 0 and path.stat().st_size <= room:
-            shutil.copy(path, LOAD)
-            room -= path.stat().st_size
-        else:
-            left += 1
-    carried = len(list(LOAD.glob("*-of-*")))
-    print(f"carry gpu/in: {carried} pieces, {left} left for further calls")
+    wanted = needed(settings)
+    most = int(settings["IN_BYTES"]) - tree_bytes() - SPARE_BYTES
+    most = min(most, int(settings["CARRY_BYTES"]))
+    loads: list[list[Path]] = [[]]
+    room = most
+    for path in wanted:
+        if (size := path.stat().st_size) > most:
+            sys.exit(f"{path.name} has {size} bytes, but a call has room for {most}")
+        if size > room:
+            loads.append([])
+            room = most
+        loads[-1].append(path)
+        room -= size
+    for n, carried in enumerate(loads, 1):
+        (folder := GPU / f"in{n}").mkdir()
+        (folder / "commit.txt").write_text(commit)
+        (folder / "home.json").write_text(json.dumps(pieces.checksums(HOME)))
+        (folder / "pieces.txt").write_text("\n".join(path.name for path in wanted))
+        for path in carried:
+            shutil.copy(path, folder)
+        print(f"gpu/in{n}: {len(carried)} pieces")
     print(f"next run: {', '.join(unfinished(settings)[:1]) or 'none, all is done'}")
 
 
@@ -151,8 +154,6 @@ def unload(folder: Path) -> None:
     "Take in the files that a call has returned."
     for pieces_of_one in pieces.complete_sets(folder):
         pieces.unpack(pieces_of_one, HOME)
-    if (folder / "received.txt").exists():
-        RECEIVED.write_text((folder / "received.txt").read_text())
     for summary in HOME.glob("runs/*/summary.json"):
         (summary.parent / pieces.CHECKPOINT).unlink(missing_ok=True)
     for run in sorted(path for path in HOME.glob("runs/*") if path.is_dir()):
@@ -160,7 +161,7 @@ def unload(folder: Path) -> None:
         state = "finished" if "summary.json" in files else "not finished"
         for name in (pieces.WEIGHTS, pieces.CHECKPOINT):
             state += f", with {name}" if name in files else ""
-        print(f"{run.name}: {'failed' if 'failed.txt' in files else state}")
+        print(f"{run.name}: {state}")
 
 
 def keep_records(settings: dict[str, str]) -> None:
@@ -185,14 +186,13 @@ def main() -> None:
     choices = commands.choices
     choices["prepare"].add_argument("data", nargs="*", type=Path, help="cifar10.npz, cifar100.npz")
     choices["prepare"].add_argument("--wheels", type=Path, help="folder that already holds them")
-    choices["load"].add_argument("--new", action="store_true", help="the machine is a new one")
     choices["unload"].add_argument("folder", type=Path, help="what the call has returned")
     args = parser.parse_args()
     settings = read_settings(args.settings)
     if args.command == "prepare":
         prepare(settings, args.data, args.wheels)
     elif args.command == "load":
-        load(settings, args.new)
+        load(settings)
     elif args.command == "unload":
         unload(args.folder)
     else:

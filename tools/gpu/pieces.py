@@ -5,7 +5,7 @@ holds the start of the whole file's SHA-256, so pieces of different states canno
 A machine keeps what it has received in a work folder:
 
     python3 tools/gpu/pieces.py receive IN WORK                           # take in the load
-    python3 tools/gpu/pieces.py waiting IN WORK                           # status 1 if not all
+    python3 tools/gpu/pieces.py waiting IN WORK                           # status 1 if some lack
     python3 tools/gpu/pieces.py send IN WORK OUT PIECE_BYTES OUT_BYTES    # return new files
 """
 
@@ -18,7 +18,7 @@ import tarfile
 from pathlib import Path
 
 #: Files of a run, in addition to its weights or checkpoint.
-SMALL_FILES = ("*.json", "*.jsonl", "*.jpg", "*.txt")
+SMALL_FILES = ("*.json", "*.jsonl", "*.jpg")
 WEIGHTS, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
 
 
@@ -121,7 +121,7 @@ def files_to_keep(work: Path) -> list[str]:
             small += [f"runs/{run.name}/{path.name}" for path in sorted(run.glob(pattern))]
         finished = (run / "summary.json").exists()
         name, group = (WEIGHTS, weights) if finished else (CHECKPOINT, checkpoints)
-        if (run / name).exists() and not (run / "failed.txt").exists():
+        if (run / name).exists():
             group.append(f"runs/{run.name}/{name}")
     return small + weights + checkpoints
 
@@ -141,7 +141,6 @@ def send(arrived: Path, work: Path, out: Path, piece_bytes: int, out_bytes: int)
         room -= len(content) + 2048 if fits else 0
     if chosen:
         split(pack(work, chosen), "state.tar", out, piece_bytes)
-    shutil.copy(work / "received.txt", out)
     sent = {file: sums[file] for file in chosen}
     (work / "at-home.json").write_text(json.dumps(at_home | sent))
     print(
@@ -154,9 +153,7 @@ def main(command: str, *arguments: str) -> int:
     if command == "receive":
         receive(Path(arguments[0]), Path(arguments[1]))
     elif command == "waiting":
-        if names := missing(Path(arguments[0]), Path(arguments[1])):
-            print(f"{len(names)} pieces are still to come, so no run starts in this call")
-            return 1
+        return 1 if missing(Path(arguments[0]), Path(arguments[1])) else 0
     elif command == "send":
         arrived, work, out = map(Path, arguments[:3])
         send(arrived, work, out, int(arguments[3]), int(arguments[4]))

@@ -5,17 +5,14 @@ SCALE="small"
 OPTIONS="--epochs 4 --finetune-epochs 2"
 RECORDS="gpu/records"
 WORK="gpu/work"
-SLOT="/tmp/slot"
+SLOT="../slot"
 
-TRIALS="trial trial-norm trial-attention-dropout"
 TASKS="speed attention"
-COMPARISON="c10 c10-to-c10 scratch-to-c10"
-RUNS="c10 c10-to-c10 c100 c100-to-c10"
+RUNS="c10 c10-to-c10 trial c10-to-c100"
 
 MEASURE="--recipe small --batch-size 4 --seconds 0.05 --rounds 1 --steps 1 --rows 4 --gigabytes 0.01"
 ATTENTION="--images 8"
 
-CALL_SECONDS="570"
 RESERVE_SECONDS="0"
 
 # A checkpoint comes back in several pieces, and the data need several calls.

@@ -1,4 +1,5 @@
-# As settings-dry.sh, but no time remains for training, so a call stops after its first step.
+# As settings-dry.sh, but a slot only trains, and its first run stops after its first step.
 
 source tools/gpu/settings-dry.sh
-RESERVE_SECONDS="100000"
+TASKS=""
+OPTIONS="$OPTIONS --minutes 0.001"

@@ -4,21 +4,18 @@ DEVICE="cuda"
 SCALE="paper"                # of `maevit reproduce`
 OPTIONS=""                   # more options of `maevit reproduce`
 RECORDS="results/paper"      # where home.py puts the records of finished runs
-WORK="gpu/work"              # on the machine; it keeps this folder between the calls of a slot
+WORK="gpu/work"              # on the machine; in the folder SLOT
 SLOT="/tmp/slot"             # on the machine: where slot.sh works between the calls
 
-# Runs, in this order.
-TRIALS="trial trial-norm trial-attention-dropout"
-TASKS="attention"             # of slot.sh, before the training: speed, tests, attention
-COMPARISON="c10-400 c10-400-to-c10 scratch-100-to-c10"  # what slot.sh trains; "": what choose.py picks
-RUNS="c10-400 c10-400-to-c10 scratch-100-to-c10 c10-1600 c10-1600-to-c10 scratch-to-c10 c10 c10-to-c10 c100 c100-to-c100 scratch-to-c100 c10-to-c100 c100-to-c10 resnet56-to-c10 vit-lite-7-4-to-c10 cct-7-3x2-to-c10 resnet56-to-c100 vit-lite-7-4-to-c100 cct-7-3x2-to-c100"
+# What a slot does first (speed, tests, attention), and the runs in their order.
+TASKS="attention"
+RUNS="c10-400 c10-400-to-c10 scratch-100-to-c10 trial trial-norm trial-attention-dropout trial-to-c10 trial-norm-to-c10 trial-attention-dropout-to-c10 c10-1600 c10-1600-to-c10 scratch-to-c10 c10 c10-to-c10 c100 c100-to-c100 scratch-to-c100 c10-to-c100 c100-to-c10 resnet56-to-c10 vit-lite-7-4-to-c10 cct-7-3x2-to-c10 resnet56-to-c100 vit-lite-7-4-to-c100 cct-7-3x2-to-c100"
 
 # Options of measure.py and attention.py.
 MEASURE="--recipe paper --seconds 1.5 --rounds 5 --steps 16 --rows 25"
 ATTENTION=""
 
-# Seconds: of a call, and of these for measuring, saving and packing after the training.
-CALL_SECONDS="570"
+# Seconds at the end of a slot for measuring, saving and packing after the training.
 RESERVE_SECONDS="75"
 
 # Bytes: of a returned file, of all of them, of everything that a call carries with the tree, of

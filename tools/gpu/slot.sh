@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One call of a slot whose work goes on in the background between the calls:
+# One call of a slot, whose work goes on in the background between the calls:
 #
 #     bash tools/gpu/slot.sh SETTINGS LOAD LEFT WAIT
 #
