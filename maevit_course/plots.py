@@ -48,9 +48,9 @@ def show_images(
     n = len(pixels)
     columns = min(columns, n)
     rows = -(-n // columns)
-    figure, axes = plt.subplots(
-        rows, columns, squeeze=False, figsize=(columns * size, rows * size * (1.2 if titles else 1))
-    )
+    lines = max((title.count("\n") + 1 for title in titles), default=0) if titles else 0
+    figsize = (columns * size, rows * size * (1 + 0.2 * lines))
+    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=figsize)
     for axis in axes.flat:
         axis.set_axis_off()
     fontsize = 8 * max(1, columns * size / 7.4)  # a wide figure is scaled down on a page

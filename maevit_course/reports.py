@@ -107,10 +107,12 @@ def show_curves(
         raise InputError(f"there is nothing to plot: no run has logged {' or '.join(fields)}")
     figure, axes = plt.subplots(1, len(logged), figsize=(4.5 * len(logged), 2.9), squeeze=False)
     for axis, field in zip(axes[0], logged):
-        for (name, history), color in zip(histories.items(), cycle(COLORS)):
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        styles = zip(cycle(COLORS), cycle(("-", "--", ":")))
+        for (name, history), (color, style) in zip(histories.items(), styles):
             points = [(line["epoch"], line[field]) for line in history if field in line]
             marker = "." if len(points) < 30 else None
-            axis.plot(*zip(*points), label=name, color=color, marker=marker)
+            axis.plot(*zip(*points), label=name, color=color, linestyle=style, marker=marker)
         values = [line[field] for line in lines if field in line]
         is_loss = field in ("loss", "masked", "visible")
         wide = is_loss and min(values) > 0 and max(values) > 3 * min(values)

@@ -638,6 +638,8 @@ def effect_cell(
     "Format an effect as mean ± half width, marked if it includes zero and bold otherwise."
     if effect is None:
         return "–"
+    if effect.mean == effect.half == 0:  # the change cannot affect this measure
+        return "–"
     text = f"{scale * effect.mean:+.{digits}f} ± {scale * effect.half:.{digits}f}"
     return f"{text}, includes 0" if effect.includes_zero else f"**{text}**"
 
@@ -676,7 +678,7 @@ def forest_plot(
     for axis, (title, column) in zip(axes[0], columns.items()):
         axis.axvline(0, color="black", linewidth=1)
         for y, key in enumerate(keys):
-            if effect := column.get(key):
+            if (effect := column.get(key)) and effect.half:
                 color = "grey" if effect.includes_zero else COLORS[0]
                 mean, half = 100 * effect.mean, 100 * effect.half
                 axis.errorbar(mean, y, xerr=half, fmt="o", color=color, markersize=4)

@@ -123,7 +123,7 @@ changed_tensors = Check(
 # %% ../../../nbs/checks/15_models.ipynb #d03481d2
 def cut_window(
     swap: bool = False,  # exchange rows and columns
-    dummy: str = "last",  # position of the class token: "last", "first" or "none"
+    dummy: str = "last",  # position of the dummy patch: "last", "first" or "none"
     extra: int = 0,  # number of additional rows and columns
 ) -> Callable:
     "Return an answer that cuts a window out of a grid of positions, optionally with mistakes."
@@ -149,10 +149,10 @@ positions_of_window = Check(
     mistakes=[
         ("exchanges rows and columns", cut_window(swap=True)),
         (
-            "omits the class token, which keeps its own embedding",
+            "omits the dummy patch, which keeps its own embedding",
             cut_window(dummy="none"),
         ),
-        ("puts the class token first; it must stay last", cut_window(dummy="first")),
+        ("puts the dummy patch first; it must stay last", cut_window(dummy="first")),
         (
             "takes one row and one column too many; the last row is `top + size - 1`",
             cut_window(extra=1),
