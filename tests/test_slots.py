@@ -160,7 +160,6 @@ def test_a_call_returns_what_is_new_and_leaves_what_has_no_room(tmp_path, capsys
     for name, content in contents.items():
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         (work / name).write_bytes(content)
-    (work / "received.txt").write_text("")
     last, previous = list(contents)[-2:]
     expected = [set(contents) - {last, previous}, {last}, set()]
     for call, names in enumerate(expected):
@@ -173,3 +172,26 @@ def test_a_call_returns_what_is_new_and_leaves_what_has_no_room(tmp_path, capsys
             pieces.unpack(found, at_home)
         assert pieces.checksums(at_home).keys() - before.keys() == names
     assert all((at_home / name).read_bytes() == contents[name] for name in set().union(*expected))
+
+
+def test_a_finished_run_without_the_weights_that_others_need_is_trained_again(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(home, "HOME", tmp_path)
+    files = {
+        "c10": ("summary.json", "model.safetensors", "checkpoint.safetensors"),
+        "c10-to-c10": ("summary.json",),  # nothing starts from it
+        "trial": ("summary.json", "metrics.jsonl"),
+        "c100": ("summary.json", "metrics.jsonl", "checkpoint.safetensors"),
+    }
+    for run, names in files.items():
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        for name in names:
+            (tmp_path / "runs" / run / name).touch()
+    runs = "c10 c10-to-c10 c10-to-c100 trial trial-to-c10 c100 c100-to-c10"
+    home.settle_finished({"RUNS": runs})
+    left = {path.relative_to(tmp_path / "runs").as_posix() for path in tmp_path.rglob("*.*")}
+    kept = {"c10/summary.json", "c10/model.safetensors", "c10-to-c10/summary.json"}
+    assert left == kept | {"c100/metrics.jsonl", "c100/checkpoint.safetensors"}
+    again = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert again == ["c100", "trial"] == sorted(home.unfinished({"RUNS": "c10 trial c100"}))

@@ -10,9 +10,8 @@ mkdir -p "$WORK/packages" "$WORK/reports" "$WORK/runs"
 MAEVIT_COMMIT="$(cat gpu/in/commit.txt)"
 export MAEVIT_COMMIT
 reports="$WORK/reports"
-trap 'touch "$WORK/finished"' EXIT
-
 say() { echo "[$SECONDS s] $*"; }
+trap 'say finished; touch "$WORK/finished"' EXIT
 left() { echo $(($(cat "$WORK/deadline") - $(date +%s))); }
 
 # until_compiled PROCESS REPORT: wait until measure.py has compiled everything, at most until two
@@ -26,10 +25,10 @@ until_compiled() {
 # Measure the throughput, with nothing beside it.
 run_speed() {
     say "compile the steps to be measured"
-    python3 tools/gpu/measure.py phases --device "$DEVICE" $MEASURE --out "$WORK/phases.json" \
+    python3 tools/gpu/measure.py phases --device "$DEVICE" $MEASURE \
         --wait "$WORK/go-phases" > "$reports/phases.txt" 2>&1 &
     phases=$!
-    python3 tools/gpu/measure.py peers --device "$DEVICE" $MEASURE --out "$WORK/peers.json" \
+    python3 tools/gpu/measure.py peers --device "$DEVICE" $MEASURE \
         --wait "$WORK/go-peers" > "$reports/peers.txt" 2>&1 &
     peers=$!
     until_compiled "$phases" "$reports/phases.txt"
@@ -60,7 +59,7 @@ run_tests() {
 run_attention() {
     say "measure ways to compute attention"
     timeout 330 python3 tools/gpu/measure.py phases --device "$DEVICE" $MEASURE --attention explicit \
-        --out "$WORK/explicit.json" --wait "$WORK/go-explicit" > "$reports/explicit.txt" 2>&1 &
+        --wait "$WORK/go-explicit" > "$reports/explicit.txt" 2>&1 &
     explicit=$!
     until_compiled "$explicit" "$reports/explicit.txt"
     timeout 150 python3 tools/gpu/attention.py --device "$DEVICE" $ATTENTION > "$reports/attention.txt" 2>&1
@@ -79,6 +78,7 @@ cat "$reports/machine.txt"
 
 for task in $TASKS; do "run_$task"; done
 
+say "wait for the data"
 until python3 tools/gpu/pieces.py waiting gpu/in "$WORK"; do
     [ "$(left)" -gt 60 ] || { say "the data did not arrive"; exit 1; }
     sleep 1
@@ -102,7 +102,7 @@ data_of() {
 for run in $RUNS; do
     [ -e "$WORK/$(data_of "$run").npz" ] && [ ! -e "$WORK/runs/$run/summary.json" ] || continue
     seconds=$(($(left) - RESERVE_SECONDS))
-    [ "$seconds" -gt 20 ] || { say "no time left for $run"; break; }
+    [ "$seconds" -gt 90 ] || { say "no time left for $run"; break; }
     say "$run: at most $seconds s"
     timeout --kill-after=15 $((seconds + RESERVE_SECONDS / 2)) python3 -m maevit_course.cli \
         reproduce "$run" --scale "$SCALE" --cifar10 "$WORK/cifar10.npz" \
@@ -114,4 +114,3 @@ for run in $RUNS; do
 done
 while [ -n "$(jobs -rp)" ] && [ "$(left)" -gt 40 ]; do sleep 1; done
 tail -qn 1 "$reports"/tests-*.txt 2> /dev/null
-say "finished"

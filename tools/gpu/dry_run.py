@@ -237,7 +237,11 @@ def check_results(
     wanted = {"machine", "background", "phases", "peers", "explicit", "attention"}
     check(reports.keys() >= wanted, f"there are only the reports {sorted(reports)}")
     said = re.findall(r"^\[\d+ s\] .*", reports["background"].read_text(), re.MULTILINE)
-    bad = [line for line in said if re.search("failed|could not|damaged|no attention", line)]
+    bad = [
+        line
+        for line in said
+        if re.search("failed|could not|damaged|no attention|did not arrive", line)
+    ]
     check(bool(said) and not bad, f"the last slot says {bad}")
 
     print(f"\n=== {SPLIT_RUN} without a stop", flush=True)

@@ -94,6 +94,21 @@ def prepare(settings: dict[str, str], data: list[Path], wheels: Path | None) -> 
             stock(pieces.pack(folder, files, compress=False), f"{file.stem}.tar", size)
 
 
+def settle_finished(settings: dict[str, str]) -> None:
+    "Delete checkpoints that no run needs; forget a finished run whose weights others still need."
+    starts = {run.split("-to-")[0] for run in unfinished(settings) if "-to-" in run}
+    for summary in sorted(HOME.glob("runs/*/summary.json")):
+        run = summary.parent
+        if run.name not in starts or (run / pieces.WEIGHTS).exists():
+            (run / pieces.CHECKPOINT).unlink(missing_ok=True)
+            continue
+        print(f"{run.name}: its weights did not come back, so it is trained again")
+        if (run / pieces.CHECKPOINT).exists():
+            summary.unlink()
+        else:
+            shutil.rmtree(run)
+
+
 def stock_state(settings: dict[str, str]) -> None:
     "Put logs, weights and the checkpoint that the remaining runs need into the stock."
     starts = {run.split("-to-")[0] for run in unfinished(settings) if "-to-" in run}
@@ -112,7 +127,9 @@ def needed(settings: dict[str, str]) -> list[Path]:
     names = ["wheels", "state", *(data_of(run) for run in unfinished(settings)[:1])]
     found = []
     for name in names:
-        of_one = STOCK.glob(f"{name}.tar.*")
+        of_one = list(STOCK.glob(f"{name}.tar.*"))
+        if not of_one and name != "state":
+            sys.exit(f"the stock has no {name}: run `home.py prepare` with it")
         found += sorted(of_one, key=lambda path: int(path.name.split(".")[-1].split("-")[0]))
     return found
 
@@ -122,6 +139,7 @@ def load(settings: dict[str, str]) -> None:
     for old in GPU.glob("in*"):
         shutil.rmtree(old)
     HOME.mkdir(parents=True, exist_ok=True)
+    settle_finished(settings)
     stock_state(settings)
     commit = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     if "dirty" in commit:
@@ -152,10 +170,11 @@ def load(settings: dict[str, str]) -> None:
 
 def unload(folder: Path) -> None:
     "Take in the files that a call has returned."
+    whole = {piece.name for of_one in pieces.complete_sets(folder) for piece in of_one}
+    if {path.name for path in folder.glob("*-of-*")} - whole:
+        print(f"warning: pieces are missing in {folder}: repeat a call with one of the loads")
     for pieces_of_one in pieces.complete_sets(folder):
         pieces.unpack(pieces_of_one, HOME)
-    for summary in HOME.glob("runs/*/summary.json"):
-        (summary.parent / pieces.CHECKPOINT).unlink(missing_ok=True)
     for run in sorted(path for path in HOME.glob("runs/*") if path.is_dir()):
         files = {path.name for path in run.iterdir()}
         state = "finished" if "summary.json" in files else "not finished"

@@ -1,7 +1,7 @@
 """Measure training on a device: `phases` or `peers`.
 
-    python3 tools/gpu/measure.py phases --device cuda --out phases.json
-    python3 tools/gpu/measure.py peers --device cuda --out peers.json
+    python3 tools/gpu/measure.py phases --device cuda
+    python3 tools/gpu/measure.py peers --device cuda
 
 `phases` measures the images per second of both phases and the speed of copying, and profiles both.
 `peers` compares our pre-training step with that of Hugging Face. Everything is compiled first. With
@@ -102,7 +102,6 @@ def measure_phases(args: argparse.Namespace, device: torch.device) -> None:
     for name, phase in phases.items():
         results[name] = phase.rates(args.seconds) | {"batch": phase.recipe.batch_size}
     results["copy, GB/s"] = round(copied_bytes_per_second(device, args.gigabytes) / 1e9, 1)
-    args.out.write_text(json.dumps(results))
     print(json.dumps(results, indent=1), flush=True)
     for name, phase in phases.items():
         print(f"{args.steps} steps of {phase.recipe.batch_size} images, {name}")
@@ -120,7 +119,6 @@ def measure_peers(args: argparse.Namespace, device: torch.device) -> None:
         print(f"{name}: compiled in {time.perf_counter() - began:.0f} s", flush=True)
     wait_for(args.wait)
     results = {"batch": n, "images per second": time_peers(steps, images, args)}
-    args.out.write_text(json.dumps(results))
     print(json.dumps(results, indent=1), flush=True)
 
 
@@ -150,7 +148,6 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=4.0, help="to copy")
     parser.add_argument("--attention", choices=sorted(WAYS), help="instead of the model's own")
     parser.add_argument("--wait", type=Path, help="file that starts the measurements")
-    parser.add_argument("--out", type=Path, required=True, help="file for the results, in JSON")
     args = parser.parse_args()
     if args.attention:
         transformer.attention = WAYS[args.attention]

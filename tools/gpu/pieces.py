@@ -97,11 +97,11 @@ def receive(arrived: Path, work: Path) -> None:
             unpack(pieces, work)
         except ValueError:
             known = [name for name in known if name not in {piece.name for piece in pieces}]
+            done.write_text("\n".join(known))
             raise
         finally:
             for piece in pieces:
                 piece.unlink()
-            done.write_text("\n".join(known))
         print(f"received {pieces[0].name.split('.')[0]}", flush=True)
     done.write_text("\n".join(known))
 
@@ -140,7 +140,8 @@ def send(arrived: Path, work: Path, out: Path, piece_bytes: int, out_bytes: int)
         (chosen if fits else left).append(file)
         room -= len(content) + 2048 if fits else 0
     if chosen:
-        split(pack(work, chosen), "state.tar", out, piece_bytes)
+        # A log may be newer than its checkpoint, but not older, so checkpoints are read first.
+        split(pack(work, chosen[::-1]), "state.tar", out, piece_bytes)
     sent = {file: sums[file] for file in chosen}
     (work / "at-home.json").write_text(json.dumps(at_home | sent))
     print(
@@ -153,7 +154,9 @@ def main(command: str, *arguments: str) -> int:
     if command == "receive":
         receive(Path(arguments[0]), Path(arguments[1]))
     elif command == "waiting":
-        return 1 if missing(Path(arguments[0]), Path(arguments[1])) else 0
+        arrived, work = map(Path, arguments)
+        listed = read_names(arrived / "pieces.txt")  # empty while it is being copied
+        return 1 if not listed or missing(arrived, work) else 0
     elif command == "send":
         arrived, work, out = map(Path, arguments[:3])
         send(arrived, work, out, int(arguments[3]), int(arguments[4]))

@@ -11,6 +11,8 @@ set -uo pipefail
 settings="$1" load="$2" left="$3" wait="$4"
 source "$settings"
 : "${OUT:?must name the folder for the files that are to come back}"
+[ "$load" = none ] || [ -d "$load" ] || { echo "$load was not carried"; exit 1; }
+[ "$load" != none ] || [ -e "$SLOT/started" ] || { echo "the first call needs a load"; exit 1; }
 began="$SECONDS"
 here="$PWD"
 if [ ! -e "$SLOT/started" ]; then
