@@ -3,7 +3,8 @@
     python tools/ladder.py "Muon" --data data/cifar10.npz --seed 0 \\
         --pretrain epochs=8 optimizer=muon --finetune epochs=8 optimizer=muon --model width=192
 
-Settings that are not given are those of the recipe `small-0.1`. The model trains on 45,000 of the
+Settings that are not given are those of the recipe `small-0.1`. In addition, `--pretrain` takes
+`target`, which is "normalised", "raw" or "patch" as in lesson 32. The model trains on 45,000 of the
 50,000 training images and is measured on the other 5,000; the test images are not used. Each trial
 adds one line to results/<plan>/trials.jsonl. Trials with the same pre-training share it.
 
@@ -15,18 +16,39 @@ have used the held-out images, but no labels.
 import argparse
 import ast
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from maevit_course.core import fingerprint
+from maevit_course.core import InputError, fingerprint
 from maevit_course.data import load_data
 from maevit_course.finetuning import FINETUNE_RECIPES, finetune
-from maevit_course.pretraining import PRETRAIN_RECIPES, pretrain
+from maevit_course.paper.ablations import CHOICES, convert_target
+from maevit_course.pretraining import PRETRAIN_RECIPES, PretrainRecipe, pretrain
 from maevit_course.runs import RunRecord
 from maevit_course.training import RunOptions
 from maevit_course.weights import MODEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithTarget(PretrainRecipe):
+    "Settings for pre-training with another target; the weights fit the plain model."
+
+    target: str
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.target not in CHOICES["target"]:
+            allowed = ", ".join(CHOICES["target"])
+            raise InputError(f"target is {self.target!r} but must be one of {allowed}")
+
+    def task(self, *arguments):
+        task = super().task(*arguments)
+        task.model.register_forward_hook(
+            lambda _, inputs, out: (out[0], convert_target(out[1], self.target), out[2])
+        )
+        return task
 
 
 def settings(pairs):
@@ -49,7 +71,7 @@ def differing(recipe, base):
         if name == "model":
             changed = {f"model.{k}": v for k, v in value.items() if v != old[name][k]}
             found |= changed
-        elif value != old[name] and name not in ("seed", "test_every"):
+        elif value != old.get(name) and name not in ("seed", "test_every"):
             found[name] = value
     return found
 
@@ -75,7 +97,8 @@ def main():
     base, tuned = PRETRAIN_RECIPES["small-0.1"], FINETUNE_RECIPES["small-0.1"]
     model = replace(base.model, **settings(args.model))
     whole = replace(model, pool="dummy")  # pre-training does not pool
-    first = replace(base, model=whole, seed=args.seed, **settings(args.pretrain))
+    values = vars(base) | {"model": whole, "seed": args.seed} | settings(args.pretrain)
+    first = (WithTarget if "target" in values else PretrainRecipe)(**values)
     second = replace(
         tuned, model=model, seed=args.seed, **({"test_every": 5} | settings(args.finetune))
     )
