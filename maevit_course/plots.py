@@ -48,7 +48,7 @@ def show_images(
     n = len(pixels)
     columns = min(columns, n)
     rows = -(-n // columns)
-    lines = max((title.count("\n") + 1 for title in titles), default=0) if titles else 0
+    lines = max((title.count("\n") + 1 for title in titles or ()), default=0)
     figsize = (columns * size, rows * size * (1 + 0.2 * lines))
     figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=figsize)
     for axis in axes.flat:

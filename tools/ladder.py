@@ -24,7 +24,7 @@ import torch
 from maevit_course.core import InputError, fingerprint
 from maevit_course.data import load_data
 from maevit_course.finetuning import FINETUNE_RECIPES, finetune
-from maevit_course.paper.ablations import CHOICES, convert_target
+from maevit_course.paper.ablations import CHOICES, set_target
 from maevit_course.pretraining import PRETRAIN_RECIPES, PretrainRecipe, pretrain
 from maevit_course.runs import RunRecord
 from maevit_course.training import RunOptions
@@ -45,9 +45,7 @@ class WithTarget(PretrainRecipe):
 
     def task(self, *arguments):
         task = super().task(*arguments)
-        task.model.register_forward_hook(
-            lambda _, inputs, out: (out[0], convert_target(out[1], self.target), out[2])
-        )
+        set_target(task.model, self.target)
         return task
 
 

@@ -142,6 +142,14 @@ class VariantConfig(ModelConfig):
             fix_positions(part)
         return part
 
+# %% ../../nbs/32_ablations.ipynb #8dd2b0c0
+def set_target(
+    mae: torch.nn.Module,  # an autoencoder, changed in place
+    kind: str,  # see `convert_target`
+) -> None:
+    "Make a model return another target for its predictions, and so for the loss."
+    mae.register_forward_hook(lambda _, inputs, out: (out[0], convert_target(out[1], kind), out[2]))
+
 # %% ../../nbs/32_ablations.ipynb #f141e891
 @dataclass(frozen=True, kw_only=True)
 class VariantPretrain(PretrainRecipe):
@@ -152,10 +160,7 @@ class VariantPretrain(PretrainRecipe):
     def task(self, data: ImageData, start: MAE | None = None, world: World = World()) -> Task:
         "Return what `Trainer` needs for pre-training; the model predicts the variant's target."
         task = super().task(data, start, world)
-        target = self.model.target
-        task.model.register_forward_hook(
-            lambda _, inputs, out: (out[0], convert_target(out[1], target), out[2])
-        )
+        set_target(task.model, self.model.target)
         return task
 
 
