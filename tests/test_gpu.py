@@ -106,6 +106,30 @@ def test_attention_drops_as_much_as_it_is_told_to():
         assert (attention(q, q, v, p) == 0).float().mean().item() == pytest.approx(p, abs=0.005)
 
 
+@on_a_gpu
+@pytest.mark.parametrize("tokens", [37, 64])
+def test_short_attention_drops_the_same_weights_in_both_passes(tokens):
+    "The unit matrix as values shows which weights were dropped, so that gradients can be compared."
+    set_seed(0)
+    q, k, gradient = torch.randn(3, 64, 3, tokens, 64, device=GPU, dtype=torch.bfloat16).unbind()
+    v = torch.eye(tokens, 64, device=GPU, dtype=torch.bfloat16).repeat(64, 3, 1, 1)
+    inputs = [t.requires_grad_() for t in (q, k, v)]
+    short = pytest.importorskip("maevit_course.short_attention")  # needs Triton
+    assert short.suits_short_attention(*inputs)
+    found = attention(*inputs, 0.1)
+    kept = found[..., :tokens] != 0
+    assert kept.float().mean().item() == pytest.approx(0.9, abs=0.005)
+    exact = [t.detach().float().requires_grad_() for t in inputs]
+    weights = (exact[0] @ exact[1].mT / 8).softmax(-1) * kept / 0.9
+    expected = weights @ exact[2]
+    pairs = zip(
+        [found, *torch.autograd.grad(found, inputs, gradient)],
+        [expected, *torch.autograd.grad(expected, exact, gradient.float())],
+    )
+    for one, other in pairs:
+        assert F.cosine_similarity(one.float().flatten(), other.flatten(), dim=0) > 0.999
+
+
 def loss_and_gradient(mae, loss_fn, images):
     mae.zero_grad()
     set_seed(0, "step")

@@ -55,18 +55,26 @@ run_tests() {
     done
 }
 
-# Measure ways to compute attention, and the throughput with the explicit one.
+# Check and time ways to compute attention, and measure the throughput with our own kernel and with
+# PyTorch's.
 run_attention() {
+    say "compile the steps to be measured"
+    for way in ours pytorch; do
+        timeout 330 python3 tools/gpu/measure.py phases --device "$DEVICE" $MEASURE \
+            $([ "$way" = ours ] || echo --attention "$way") \
+            --wait "$WORK/go-$way" > "$reports/phases-$way.txt" 2>&1 &
+        declare "$way=$!"
+    done
+    until_compiled "$ours" "$reports/phases-ours.txt"
+    until_compiled "$pytorch" "$reports/phases-pytorch.txt"
     say "measure ways to compute attention"
-    timeout 330 python3 tools/gpu/measure.py phases --device "$DEVICE" $MEASURE --attention explicit \
-        --wait "$WORK/go-explicit" > "$reports/explicit.txt" 2>&1 &
-    explicit=$!
-    until_compiled "$explicit" "$reports/explicit.txt"
     timeout 150 python3 tools/gpu/attention.py --device "$DEVICE" $ATTENTION > "$reports/attention.txt" 2>&1
     grep size "$reports/attention.txt" || say "no attention was measured"
-    touch "$WORK/go-explicit"
-    wait "$explicit" || say "the measurement of explicit attention failed"
-    head -n 40 "$reports/explicit.txt"
+    for way in ours pytorch; do
+        touch "$WORK/go-$way"
+        wait "${!way}" || say "the measurement with attention \"$way\" failed"
+        head -n 40 "$reports/phases-$way.txt"
+    done
 }
 
 for wheel in "$WORK"/wheels/*.whl; do

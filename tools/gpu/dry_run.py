@@ -234,7 +234,15 @@ def check_results(
         check((records / run / "summary.json").exists(), f"no record of {run}")
         check((home / run / "model.safetensors").exists(), f"no weights of {run}")
     reports = {path.stem: path for path in (lender.home / "gpu/home/reports").glob("*.txt")}
-    wanted = {"machine", "background", "phases", "peers", "explicit", "attention"}
+    wanted = {
+        "machine",
+        "background",
+        "phases",
+        "peers",
+        "phases-ours",
+        "phases-pytorch",
+        "attention",
+    }
     check(reports.keys() >= wanted, f"there are only the reports {sorted(reports)}")
     said = re.findall(r"^\[\d+ s\] .*", reports["background"].read_text(), re.MULTILINE)
     bad = [
