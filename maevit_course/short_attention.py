@@ -157,7 +157,7 @@ def launch_options(tokens: int, backward: bool) -> dict[str, int]:
     "Return the rows per tile, the warps per program and the loads that a program makes in advance."
     if tokens <= 64:
         block = max(16, triton.next_power_of_2(tokens))
-        return {"BLOCK": block, "num_warps": 4, "num_stages": 1}
+        return {"BLOCK": block, "num_warps": 8 if backward else 4, "num_stages": 1}
     if backward:
         return {"BLOCK": 64, "num_warps": 4, "num_stages": 1}
     return {"BLOCK": 64, "num_warps": 4, "num_stages": 2}
