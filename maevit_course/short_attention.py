@@ -159,8 +159,8 @@ def launch_options(tokens: int, backward: bool) -> dict[str, int]:
         block = max(16, triton.next_power_of_2(tokens))
         return {"BLOCK": block, "num_warps": 8 if backward else 4, "num_stages": 1}
     if backward:
-        return {"BLOCK": 64, "num_warps": 4, "num_stages": 1}
-    return {"BLOCK": 64, "num_warps": 4, "num_stages": 2}
+        return {"BLOCK": 64, "num_warps": 4, "num_stages": 3}
+    return {"BLOCK": 64, "num_warps": 4, "num_stages": 3}
 
 
 def arguments(q: Tensor, p: float, options: dict[str, int]) -> dict[str, Any]:
