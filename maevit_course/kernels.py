@@ -111,10 +111,6 @@ def attention(
     On a GPU it calls a fused kernel, our own where `suits_short_attention` is true and PyTorch's
     elsewhere. On the CPU it uses two matrix products, which train faster there.
     """
-    if q.is_cuda and q.shape[2] <= 64:
-        return torch.ops.aten._scaled_dot_product_efficient_attention(
-            q, k, v, None, q.requires_grad, p
-        )[0]
     if HAS_TRITON and suits_short_attention(q, k, v):
         return short_attention(q, k, v, p)
     if q.device.type != "cpu":

@@ -4,6 +4,7 @@ Before a long run on a GPU, call this, which needs no notebook tools:
 `python -m pytest tests/test_gpu.py tests/test_speed.py -k "gpu or cuda"`
 """
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -104,6 +105,32 @@ def test_attention_drops_as_much_as_it_is_told_to():
     )
     for p in (0.1, 0.3):
         assert (attention(q, q, v, p) == 0).float().mean().item() == pytest.approx(p, abs=0.005)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_attention_kernels_compile_for_a_gpu_that_is_not_there(capability):
+    "For the encoder's and the decoder's number of tokens, in bf16, as on an A100 and an H100."
+    short = pytest.importorskip("maevit_course.short_attention")  # needs Triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    pointers = {"log_sums": "*fp32", "seed": "*i32"}
+    for tokens, backward in itertools.product((37, 145), (False, True)):
+        kernel = short.backward_kernel if backward else short.forward_kernel
+        options = short.launch_options(tokens, backward)
+        values = short.arguments(torch.empty(2, 3, tokens, 64), 0.1, options)
+        values |= {"gradient_scale": 0.125, "ONE_TILE": tokens <= 64}
+        constants = {p.name: values[p.name] for p in kernel.params if p.is_constexpr}
+        first_number = kernel.arg_names.index("in_image")
+        signature = {
+            name: "constexpr"
+            if name in constants
+            else pointers.get(name, "*bf16" if n < first_number else "i32")
+            for n, name in enumerate(kernel.arg_names)
+        }
+        launch = {name: options[name] for name in ("num_warps", "num_stages")}
+        source = ASTSource(kernel, signature, constants)
+        assert "cubin" in compile(source, GPUTarget("cuda", capability, 32), launch).asm
 
 
 @on_a_gpu

@@ -9,6 +9,7 @@ A machine keeps what it has received in a work folder:
     python3 tools/gpu/pieces.py send IN WORK OUT PIECE_BYTES OUT_BYTES    # return new files
 """
 
+import gzip
 import hashlib
 import io
 import json
@@ -34,13 +35,12 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def pack(root: Path, files: list[str], compress: bool = True) -> bytes:
-    "Return a tar file of some files below `root`."
+    "Return a tar file of some files below `root`, the same one each time."
     buffer = io.BytesIO()
-    options = {"mode": "w:gz", "compresslevel": 1} if compress else {"mode": "w"}
-    with tarfile.open(fileobj=buffer, **options) as tar:
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
         for file in files:
             tar.add(root / file, file)
-    return buffer.getvalue()
+    return gzip.compress(buffer.getvalue(), 1, mtime=0) if compress else buffer.getvalue()
 
 
 def split(content: bytes, name: str, folder: Path, piece_bytes: int) -> list[Path]:
@@ -104,6 +104,8 @@ def receive(arrived: Path, work: Path) -> None:
                 piece.unlink()
         print(f"received {pieces[0].name.split('.')[0]}", flush=True)
     done.write_text("\n".join(known))
+    if wanted := missing(arrived, work):
+        print(f"{len(wanted)} pieces are still missing", flush=True)
 
 
 def missing(arrived: Path, work: Path) -> list[str]:
