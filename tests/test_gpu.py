@@ -6,15 +6,20 @@ Before a long run on a GPU, call this, which needs no notebook tools:
 
 import itertools
 import json
+import subprocess
+import sys
+import types
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch._inductor.utils import run_and_get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from common import DATA, QUICK, losses
+from maevit_course import kernels
 from maevit_course.augmentation import (
     CIFAR10_POLICIES,
     AutoAugmentBatch,
@@ -107,47 +112,73 @@ def test_attention_drops_as_much_as_it_is_told_to():
         assert (attention(q, q, v, p) == 0).float().mean().item() == pytest.approx(p, abs=0.005)
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [80, 86, 90])
 def test_the_attention_kernels_compile_for_a_gpu_that_is_not_there(capability):
-    "For the encoder's and the decoder's number of tokens, in bf16, as on an A100 and an H100."
+    "As on an A100, an A10 and an H100, in bf16, with no more shared memory than these have."
     short = pytest.importorskip("maevit_course.short_attention")  # needs Triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    pointers = {"log_sums": "*fp32", "seed": "*i32"}
+    numbers = {"log_sums": "*fp32", "seed": "*i32"}
     for tokens, backward in itertools.product((37, 145), (False, True)):
         kernel = short.backward_kernel if backward else short.forward_kernel
-        options = short.launch_options(tokens, backward)
+        options = short.launch_options(tokens)[backward]
         values = short.arguments(torch.empty(2, 3, tokens, 64), 0.1, options)
         values |= {"gradient_scale": 0.125, "ONE_TILE": tokens <= 64}
         constants = {p.name: values[p.name] for p in kernel.params if p.is_constexpr}
-        first_number = kernel.arg_names.index("in_image")
+        names = kernel.arg_names
+        tensors = names[: names.index("in_image")]
         signature = {
-            name: "constexpr"
-            if name in constants
-            else pointers.get(name, "*bf16" if n < first_number else "i32")
-            for n, name in enumerate(kernel.arg_names)
+            name: numbers.get(name, "*bf16" if name in tensors else "i32")
+            if name not in constants
+            else "constexpr"
+            for name in names
         }
+        aligned = [*tensors, *(name for name in names if name.startswith(("in_", "out_")))]
+        attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
         launch = {name: options[name] for name in ("num_warps", "num_stages")}
-        source = ASTSource(kernel, signature, constants)
-        assert "cubin" in compile(source, GPUTarget("cuda", capability, 32), launch).asm
+        source = ASTSource(kernel, signature, constants, attributes)
+        found = compile(source, GPUTarget("cuda", capability, 32), launch)
+        most = {80: 166_912, 86: 101_376, 90: 232_448}[capability]
+        assert "cubin" in found.asm and found.metadata.shared <= most
+
+
+def test_a_compiled_step_uses_our_attention_where_it_suits(monkeypatch):
+    ours = types.ModuleType("ours")
+    ours.suits_short_attention = lambda q, k, v: q.shape[2] < 9
+    ours.short_attention = lambda q, k, v, p: v * p
+    monkeypatch.setattr(kernels, "SHORT_ATTENTION", ours)
+    compiled = torch.compile(attention, backend="eager", dynamic=False)
+    q, k, v = torch.randn(3, 2, 1, 8, 4).unbind()
+    torch.testing.assert_close(compiled(q, k, v, 0.5), v * 0.5)
+    torch.testing.assert_close(attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
+    q, k, v = torch.randn(3, 2, 1, 9, 4).unbind()
+    torch.testing.assert_close(compiled(q, k, v), F.scaled_dot_product_attention(q, k, v))
+
+
+def test_the_library_does_not_import_the_compiler():
+    code = "import sys, maevit_course.kernels; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @on_a_gpu
-@pytest.mark.parametrize("tokens", [37, 64])
-def test_short_attention_drops_the_same_weights_in_both_passes(tokens):
-    "The unit matrix as values shows which weights were dropped, so that gradients can be compared."
-    set_seed(0)
-    q, k, gradient = torch.randn(3, 64, 3, tokens, 64, device=GPU, dtype=torch.bfloat16).unbind()
-    v = torch.eye(tokens, 64, device=GPU, dtype=torch.bfloat16).repeat(64, 3, 1, 1)
-    inputs = [t.requires_grad_() for t in (q, k, v)]
+@pytest.mark.parametrize(("tokens", "p"), [(37, 0.1), (37, 0.6), (145, 0.1)])
+def test_our_attention_drops_the_same_weights_in_both_passes(tokens, p):
+    "With columns of the unit matrix as values, the output shows which weights were dropped."
     short = pytest.importorskip("maevit_course.short_attention")  # needs Triton
+    set_seed(0)
+    parts = torch.randn(4, 16, 3, tokens, 64, device=GPU, dtype=torch.bfloat16).unbind()
+    inputs, gradient = [t.requires_grad_() for t in parts[:3]], parts[3]
     assert short.suits_short_attention(*inputs)
-    found = attention(*inputs, 0.1)
-    kept = found[..., :tokens] != 0
-    assert kept.float().mean().item() == pytest.approx(0.9, abs=0.005)
+    seed = torch.tensor([123], dtype=torch.int32, device=GPU)
+    found = short.attend(*inputs, seed, p)[0]
+    unit = torch.eye(tokens, -(-tokens // 64) * 64, device=GPU, dtype=torch.bfloat16)
+    columns = [unit[:, i : i + 64].repeat(16, 3, 1, 1) for i in range(0, tokens, 64)]
+    shown = torch.cat([short.attend(*inputs[:2], values, seed, p)[0] for values in columns], -1)
+    kept = shown[..., :tokens] != 0
+    assert kept.float().mean().item() == pytest.approx(1 - p, abs=0.005)
     exact = [t.detach().float().requires_grad_() for t in inputs]
-    weights = (exact[0] @ exact[1].mT / 8).softmax(-1) * kept / 0.9
+    weights = (exact[0] @ exact[1].mT / 8).softmax(-1) * kept / (1 - p)
     expected = weights @ exact[2]
     pairs = zip(
         [found, *torch.autograd.grad(found, inputs, gradient)],
@@ -155,6 +186,15 @@ def test_short_attention_drops_the_same_weights_in_both_passes(tokens):
     )
     for one, other in pairs:
         assert F.cosine_similarity(one.float().flatten(), other.flatten(), dim=0) > 0.999
+
+
+@on_a_gpu
+def test_the_compiler_launches_our_attention():
+    pytest.importorskip("maevit_course.short_attention")  # needs Triton
+    configure_backend(GPU)
+    inputs = torch.randn(3, 2, 3, 37, 64, device=GPU, dtype=torch.bfloat16, requires_grad=True)
+    _, code = run_and_get_code(torch.compile(attention, dynamic=False), *inputs.unbind(), 0.1)
+    assert "forward_kernel" in "".join(code)
 
 
 def loss_and_gradient(mae, loss_fn, images):

@@ -128,7 +128,9 @@ def tune(size: tuple[int, ...], p: float, device: torch.device) -> None:
     for name, work in passes.items():
         found = {}
         for options in choices(size[2]):
-            with mock.patch.object(short_attention, "launch_options", return_value=options):
+            with mock.patch.object(
+                short_attention, "launch_options", return_value=(options, options)
+            ):
                 text = "/".join(map(str, options.values()))
                 try:
                     found[text] = milliseconds(work, device, 0.05)
@@ -151,13 +153,7 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     configure_backend(device)
-    # the forms without a kernel of their own are fast only when they are compiled
-    ways = {
-        name: torch.compile(WAYS[name], dynamic=False)
-        if name in ("explicit", "padded")
-        else WAYS[name]
-        for name in args.ways
-    }
+    ways = {name: torch.compile(WAYS[name], dynamic=False) for name in args.ways}
     for name in args.sizes:
         size = (args.images or SIZES[name][0], *SIZES[name][1:])
         for p in args.dropout:

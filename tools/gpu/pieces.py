@@ -35,7 +35,7 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def pack(root: Path, files: list[str], compress: bool = True) -> bytes:
-    "Return a tar file of some files below `root`, the same one each time."
+    "Return a tar file of some files below `root`, with the same bytes while they are unchanged."
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for file in files:
@@ -105,7 +105,7 @@ def receive(arrived: Path, work: Path) -> None:
         print(f"received {pieces[0].name.split('.')[0]}", flush=True)
     done.write_text("\n".join(known))
     if wanted := missing(arrived, work):
-        print(f"{len(wanted)} pieces are still missing", flush=True)
+        print(f"still missing: {len(wanted)} pieces", flush=True)
 
 
 def missing(arrived: Path, work: Path) -> list[str]:

@@ -12,7 +12,7 @@ TASKS=""
 RUNS="c10-400 c10-400-to-c10 scratch-100-to-c10 trial trial-norm trial-attention-dropout trial-to-c10 trial-norm-to-c10 trial-attention-dropout-to-c10 c10-1600 c10-1600-to-c10 scratch-to-c10 c10 c10-to-c10 c100 c100-to-c100 scratch-to-c100 c10-to-c100 c100-to-c10 resnet56-to-c10 vit-lite-7-4-to-c10 cct-7-3x2-to-c10 resnet56-to-c100 vit-lite-7-4-to-c100 cct-7-3x2-to-c100"
 
 # Options of measure.py and attention.py.
-MEASURE="--recipe paper --seconds 0.8 --rounds 5 --steps 8 --rows 25"
+MEASURE="--recipe paper --seconds 0.8 --rounds 5 --steps 16 --rows 25"
 ATTENTION="--ways ours pytorch efficient --dropout 0.1"
 
 # Seconds at the end of a slot for measuring, saving and packing after the training.
