@@ -50,15 +50,44 @@ class MaskedScale(torch.autograd.Function):
         (mask,) = ctx.saved_tensors
         return torch.addcmul(grad.new_zeros(()), grad, mask, value=ctx.scale), None
 
+# %% ../nbs/63_kernels.ipynb #61621116
+def hashed_mask(
+    shape: torch.Size,  # with fewer than 2³¹ elements
+    seed: Tensor,  # one 32-bit integer
+    p: float,  # probability of False, accurate to 1e-9
+) -> Tensor:  # truth values of that shape
+    "Draw a dropout mask by hashing the number of each element together with a seed."
+    number = torch.arange(shape.numel(), device=seed.device, dtype=torch.int32).view(shape)
+    h = (number * -1640531535) ^ seed
+    h = (h ^ ((h >> 16) & 0xFFFF)) * -2048144789
+    h = (h ^ ((h >> 13) & 0x7FFFF)) * -1028477387
+    h = h ^ ((h >> 16) & 0xFFFF)
+    return h >= round(p * 2**32) - 2**31
+
+
+def hashed_dropout(x: Tensor, p: float) -> Tensor:
+    "Apply dropout with `hashed_mask`, in a compiled function."
+    # the compiler draws all seeds of a step at once
+    seed = torch.ops.prims.inductor_seed(x.device).to(torch.int32)
+    return torch.where(hashed_mask(x.shape, seed, p), x / (1 - p), 0.0)
+
 # %% ../nbs/63_kernels.ipynb #ae3a6d33
 def dropout(
     x: Tensor,  # any shape
     p: float,  # probability of a zero; 0 returns `x` itself
 ) -> Tensor:  # shape of `x`; zero with probability `p`, else scaled by 1/(1 - p)
-    "Apply dropout, with `MaskedScale` on the CPU and PyTorch's own function on other devices."
+    """Apply dropout.
+
+    The mask comes from `MaskedScale` on the CPU and from `hashed_mask` in a compiled step on a GPU
+    from NVIDIA or AMD. Everything else is left to PyTorch's own function.
+    """
     if p == 0:
         return x
-    return MaskedScale.apply(x, p) if x.device.type == "cpu" else F.dropout(x, p)
+    if x.device.type == "cpu":
+        return MaskedScale.apply(x, p)
+    if torch.compiler.is_compiling() and x.is_cuda and x.numel() < 2**31:
+        return hashed_dropout(x, p)
+    return F.dropout(x, p)
 
 # %% ../nbs/63_kernels.ipynb #52a09b6b
 class Dropout(nn.Dropout):

@@ -161,6 +161,20 @@ def test_the_library_does_not_import_the_compiler():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_dropout_in_a_compiled_step_drops_and_scales_and_obeys_the_seed():
+    compiled = torch.compile(kernels.hashed_dropout, backend="aot_eager", dynamic=False)
+    x, results = torch.full((1000, 300), 2.0, requires_grad=True), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        results.append(compiled(x, 0.3))
+    first, again, other = results
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.unique().tolist() == pytest.approx([0.0, 2 / 0.7])
+    assert (first == 0).float().mean().item() == pytest.approx(0.3, abs=5e-3)
+    (gradient,) = torch.autograd.grad(first.sum(), x)
+    torch.testing.assert_close(gradient, first.detach() / 2)
+
+
 @on_a_gpu
 @pytest.mark.parametrize(("tokens", "p"), [(37, 0.1), (37, 0.6), (145, 0.1)])
 def test_our_attention_drops_the_same_weights_in_both_passes(tokens, p):
