@@ -197,7 +197,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seed: Tensor, p: float) -> tuple[Ten
     )
     return out, log_sums
 
-
+# %% ../nbs/77_short_attention.ipynb #3fb050aa
 @triton_op("maevit_course::attend_backward", mutates_args=())
 def attend_backward(
     gradient: Tensor,  # of the output
@@ -219,16 +219,15 @@ def attend_backward(
     _, options = launch_options(q.shape[2])
     grid = (q.shape[0] * q.shape[1], triton.cdiv(q.shape[2], options["BLOCK"]))
     strides = (*q.stride()[:3], *out.stride()[:3])
-    scale, one_tile = q.shape[-1] ** -0.5, grid[1] == 1
     wrap_triton(backward_kernel)[grid](
         *(q, k, v, out, gradient, log_sums, seed, *gradients, *strides),
-        gradient_scale=scale,
-        ONE_TILE=one_tile,
+        gradient_scale=q.shape[-1] ** -0.5,
+        ONE_TILE=grid[1] == 1,
         **arguments(q, p, options),
     )
     return gradients[0], gradients[1], gradients[2]
 
-
+# %% ../nbs/77_short_attention.ipynb #e792e82e
 def save_for_backward(ctx, inputs: tuple, output: tuple) -> None:
     "Keep what the backward pass needs."
     q, k, v, seed, ctx.p = inputs

@@ -3,15 +3,15 @@
     python3 tools/gpu/attention.py --device cuda
 
 `ours` is the library's own kernel for short sequences, `pytorch` what PyTorch chooses, and
-`efficient` another of its fused kernels. `explicit` writes the scores to memory, and `padded` does
-so for a multiple of eight tokens. `--tune` tries launch options for both passes of our kernel and
-prints the fastest.
+`efficient` another of its fused kernels. `--tune` tries launch options for both passes of our
+kernel and prints the fastest.
 """
 
 import argparse
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 from unittest import mock
 
 import torch
@@ -43,28 +43,10 @@ def efficient(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=p)
 
 
-def explicit(q: Tensor, k: Tensor, v: Tensor, p: float, tokens: int | None = None) -> Tensor:
-    "Compute attention with two matrix products; `tokens` says how many keys are real."
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    if tokens:
-        added = torch.arange(k.shape[-2], device=k.device) >= tokens
-        scores = scores.masked_fill(added, float("-inf"))
-    return F.dropout(scores.softmax(-1, torch.float32), p).to(v.dtype) @ v
-
-
-def padded(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
-    "Compute attention for a multiple of eight tokens, and drop the added ones."
-    tokens = q.shape[-2]
-    q, k, v = (F.pad(t, (0, 0, 0, -tokens % 8)) for t in (q, k, v))
-    return explicit(q, k, v, p, tokens)[..., :tokens, :]
-
-
 WAYS: dict[str, Attention] = {
     "ours": short_attention.short_attention,
     "pytorch": plain,
     "efficient": efficient,
-    "explicit": explicit,
-    "padded": padded,
 }
 
 
@@ -91,9 +73,9 @@ def check(way: Attention, q: Tensor, k: Tensor, v: Tensor) -> None:
         torch.testing.assert_close(one.float(), other, atol=0.05, rtol=0.05)
 
 
-def milliseconds(work: Callable[[], object], device: torch.device, seconds: float) -> float:
+def milliseconds(work: Callable[[], Any], device: torch.device, seconds: float) -> float:
     "Time some work that the device does."
-    return round(1000 / calls_per_second(lambda: work() and None, device, seconds, 10), 4)
+    return round(1000 / calls_per_second(work, device, seconds, 10), 4)
 
 
 def time_way(way: Attention, size: tuple[int, ...], p: float, device: torch.device) -> float:

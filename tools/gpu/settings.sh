@@ -13,7 +13,7 @@ RUNS="c10-400 c10-400-to-c10 scratch-100-to-c10 trial trial-norm trial-attention
 
 # Options of measure.py and attention.py.
 MEASURE="--recipe paper --seconds 0.8 --rounds 5 --steps 16 --rows 25"
-ATTENTION="--ways ours pytorch efficient --dropout 0.1"
+ATTENTION="--dropout 0.1"
 
 # Seconds at the end of a slot for measuring, saving and packing after the training.
 RESERVE_SECONDS="55"
