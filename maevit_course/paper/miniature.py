@@ -219,9 +219,10 @@ def reproduce_miniature(
         todo = [run for run in runs if not has_line(run, file, checksum)]
         if not todo:
             return
-        part = [run for run in todo if run.final == todo[0].final]
+        final = all(run.final for run in todo)  # sweeps come first
+        part = [run for run in todo if run.final == final]
         left = with_time_left(options, began)
-        run_trials(part, train, out, file, left, test=test if part[0].final else None)
+        run_trials(part, train, out, file, left, test=test if final else None)
 
 # %% ../../nbs/34_miniature.ipynb #3a373bc9
 def result_row(
