@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from notebooks import FOLDED, directives, find_notebooks, is_folded, is_skipped, run_notebook
+from notebooks import directives, find_notebooks, folding, is_skipped, run_notebook
 
 SECONDS = 1500  # for a busy machine; alone, each takes less than a minute
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -74,7 +74,7 @@ def test_comparison_of_outputs_sees_words_and_numbers():
 @pytest.mark.parametrize("path", find_notebooks(), ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_cells_are_folded_as_they_say(path):
     cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
-    wrong = [c.source for c in cells if dict(c.metadata) != (FOLDED if is_folded(c) else {})]
+    wrong = [c.source for c in cells if dict(c.metadata) != folding(c)]
     assert not wrong, f"{path.name}: run `make badges`; these cells differ:\n\n" + "\n\n".join(
         wrong
     )

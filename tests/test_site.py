@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 
 from browsers import opened_browser, served
-from notebooks import ROOT, find_notebooks, is_folded
+from notebooks import ROOT, find_notebooks, folding
 
 NEEDED = ("sphinx", "myst_nb", "furo", "sphinx_copybutton", "latex2mathml")
 AXE = ROOT / "web/node_modules/axe-core/axe.min.js"
@@ -119,11 +119,11 @@ def test_a_notebook_becomes_a_page(path, site, parsed):
     code = [c for c in nb.cells if c.cell_type == "code" and "#| hide\n" not in c.source]
     figures = [o for c in code for o in c.outputs if any("image/" in k for k in o.get("data", {}))]
     answers = sum(c.source.count("<details>") for c in nb.cells if c.cell_type == "markdown")
-    folded = [c for c in code if is_folded(c) and c.id != "colab-setup"]
+    hidden = [kind for c in code if c.id != "colab-setup" for kind in folding(c).get("tags", [])]
     assert len(page.pictures) >= len(figures)
-    assert (page.folded, page.folded_code, page.unfolded) == (answers, len(folded), 0)
+    assert (page.folded, page.folded_code, page.unfolded) == (answers, len(hidden), 0)
     text = re.sub(r"<[^>]*>", "", file.read_text(encoding="utf-8"))
-    assert not re.search(r"^#\| *(?:export|fig-alt|default_exp|fold|varies)", text, re.MULTILINE)
+    assert not re.search(r"^#\| *(?:export|fig-alt|default_exp|fold|answer|varies)", text, re.MULTILINE)
     assert (site / "notebooks" / path.relative_to(ROOT / "nbs")).read_bytes() == path.read_bytes()
 
 

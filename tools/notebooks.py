@@ -1,6 +1,7 @@
 """Run the notebooks in place, and write README.md from the index."""
 
 import argparse
+import copy
 import os
 import posixpath
 import re
@@ -128,12 +129,25 @@ def is_folded(cell):
     return "fold" in directives(cell) or cell.id == "colab-setup"
 
 
+def folding(cell):
+    """The metadata of a code cell: source and output may be shown only on request.
+
+    `#| fold` hides the source and `#| answer` the stored output, which answers a prompt to guess.
+    JupyterLab shows the output as soon as the cell is run.
+    """
+    metadata = copy.deepcopy(FOLDED) if is_folded(cell) else {}
+    if "answer" in directives(cell):
+        metadata.setdefault("jupyter", {})["outputs_hidden"] = True
+        metadata.setdefault("tags", []).append("hide-output")
+    return metadata
+
+
 def fold(nb):
-    "Fold the code cells marked `#| fold` for JupyterLab, Colab and the website; unfold others."
+    "Hide sources and outputs for JupyterLab, Colab and the website as `folding` says."
     for cell in nb.cells:
         if cell.cell_type == "code":
             cell.metadata = {k: v for k, v in cell.metadata.items() if k not in FOLDED}
-            cell.metadata |= FOLDED if is_folded(cell) else {}
+            cell.metadata |= folding(cell)
 
 
 def badges():
