@@ -36,7 +36,7 @@ setup(
     license={"apache2": "Apache-2.0"}[cfg["license"]],
     keywords=cfg["keywords"].split(),
     packages=find_packages(include=["maevit_course*"]),
-    package_data={cfg["lib_name"]: ["bundled/*.safetensors", "py.typed"]},
+    package_data={cfg["lib_name"]: ["bundled/*.safetensors", "bundled/*.md", "py.typed"]},
     cmdclass={"build_py": WithResults},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),

@@ -108,7 +108,8 @@ def card_results(record: RunRecord) -> str:
     fields = ("loss", "masked", "visible", "accuracy", "test_accuracy", "test_loss")
     last, environment = record.history[-1], record.environment
     numbers: dict[str, Any] = {name: f"{last[name]:.4f}" for name in fields if name in last}
-    numbers |= {"epochs": record.epochs, "training time": duration(record.seconds)}
+    numbers |= {"epochs": record.epochs, "images seen": record.images_seen}
+    numbers |= {"training time": duration(record.seconds)}
     numbers |= {name: environment.get(name) for name in ("gpu", "cpu", "torch", "maevit_course")}
     known = {name: value for name, value in numbers.items() if value is not None}
     return (

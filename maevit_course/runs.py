@@ -351,6 +351,12 @@ class RunRecord:
         return self.history[-1]["epoch"]
 
     @property
+    def images_seen(self) -> int:
+        "Return the number of images in all steps so far, with repetitions."
+        batch = self.config["recipe"]["batch_size"]
+        return self.epochs * (self.config["data"]["images"] // batch) * batch
+
+    @property
     def seconds(self) -> float:
         "Return the duration of the training in seconds."
         return self.history[-1]["seconds"]

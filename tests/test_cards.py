@@ -7,11 +7,14 @@ import re
 import pytest
 from PIL import Image
 
+from cards import ORIGIN, bundled_card
 from common import QUICK
+from conftest import ROOT
 from maevit_course.cards import write_card
 from maevit_course.cli import main
 from maevit_course.core import InputError
 from maevit_course.runs import RunRecord
+from maevit_course.weights import bundled_weights
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +83,11 @@ def test_names_from_outside_stay_text(pretrained, tmp_path):
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(InputError, match="no epoch has finished"):
         write_card(tmp_path)
+
+
+def test_bundled_weights_have_their_cards():
+    bundled = ROOT / "maevit_course/bundled"
+    assert {path.stem for path in bundled.glob("*.md")} == set(ORIGIN) == set(bundled_weights())
+    for name in ORIGIN:
+        text = (bundled / f"{name}.md").read_text(encoding="utf-8")
+        assert text == bundled_card(name), "run python tools/cards.py"

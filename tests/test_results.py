@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cards import ORIGIN
 from common import QUICK
 from conftest import ROOT
 from maevit_course.cli import main
@@ -28,13 +29,6 @@ from maevit_course.weights import bundled_weights, from_bytes, weights_file
 
 RECORDS = {
     f"{scale}/{name}": record for scale in PLANS for name, record in read_records(scale).items()
-}
-#: The bundled weights, and the run whose weights they are.
-ORIGIN = {
-    "c10": "hour/pretrain-0",
-    "c10-classifier": "hour/finetune-0",
-    "shapes": "shapes/pretrain-0",
-    "shapes-classifier": "shapes/finetune-0",
 }
 
 

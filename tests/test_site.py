@@ -123,7 +123,9 @@ def test_a_notebook_becomes_a_page(path, site, parsed):
     assert len(page.pictures) >= len(figures)
     assert (page.folded, page.folded_code, page.unfolded) == (answers, len(hidden), 0)
     text = re.sub(r"<[^>]*>", "", file.read_text(encoding="utf-8"))
-    assert not re.search(r"^#\| *(?:export|fig-alt|default_exp|fold|answer|varies)", text, re.MULTILINE)
+    assert not re.search(
+        r"^#\| *(?:export|fig-alt|default_exp|fold|answer|varies)", text, re.MULTILINE
+    )
     assert (site / "notebooks" / path.relative_to(ROOT / "nbs")).read_bytes() == path.read_bytes()
 
 
