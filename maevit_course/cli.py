@@ -265,7 +265,7 @@ class Reproduce:
     names: Annotated[tuple[str, ...], Positional] = ()  # names of runs; by default the whole plan
     # "paper" needs a GPU, and "small" a few hours on two CPU cores; "hour" takes over two
     # hours per seed on two CPU cores, controls included, "evening" trains twice as long, and each
-    # model of "gpu10" takes ten minutes on a GPU; "shapes" trains on drawings for twenty minutes;
+    # model of "gpu10" takes ten minutes on a GPU; "shapes" trains on drawings for forty minutes;
     # "ablations" runs those of lesson 32, and "miniature" compares the small models of lesson 34
     scale: Literal[
         "paper", "small", "hour", "evening", "gpu10", "shapes", "ablations", "miniature"
