@@ -38,6 +38,27 @@ from .runs import CHECKPOINT, PREVIOUS, Run
 from .schedules import WarmupCosine, scaled_lr
 from .transformer import TransformerLayer
 
+# %% ../nbs/22_training.ipynb #9a7d83c9
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    "Return the tensors in an optimizer's state by parameter index and name of the tensor."
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": value for i, values in state.items() for name, value in values.items()}
+
+
+def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    "Load the result of `optimizer_tensors`; each step sets the learning rates anyway."
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        i, _, key = name.partition(".")
+        state.setdefault(int(i), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            # fused optimizers need the memory layout of the parameter, such as channels last
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
 # %% ../nbs/22_training.ipynb #7b1e05c4
 R = TypeVar("R", bound="Recipe")
 
@@ -265,27 +286,6 @@ class RunOptions:
             )
         if self.minutes is not None and not self.minutes > 0:
             raise InputError(f"minutes is {self.minutes} but must be positive")
-
-# %% ../nbs/22_training.ipynb #9a7d83c9
-def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    "Return the tensors in an optimizer's state by parameter index and name of the tensor."
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": value for i, values in state.items() for name, value in values.items()}
-
-
-def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    "Load the result of `optimizer_tensors`; each step sets the learning rates anyway."
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        i, _, key = name.partition(".")
-        state.setdefault(int(i), {})[key] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            # fused optimizers need the memory layout of the parameter, such as channels last
-            if value.shape == parameter.shape and value.stride() != parameter.stride():
-                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 # %% ../nbs/22_training.ipynb #a8d07e5b
 class Learner:

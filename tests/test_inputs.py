@@ -937,3 +937,26 @@ def test_classes_in_a_different_order_are_refused():
     load_data((Named(pairs, "cat", "dog"), Named(pairs, "cat", "dog")))
     with pytest.raises(InputError, match="same order"):
         load_data((Named(pairs, "cat", "dog"), Named(pairs, "dog", "cat")))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0 but must be positive and finite"),
+        ({"base_lr": float("nan")}, "base_lr is nan but must be positive and finite"),
+        ({"clip_grad": 0.0}, "clip_grad is 0.0 but must be positive, or None"),
+        ({"ema": 1.0}, "ema is 1.0 but must be between 0 and 1, or None"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd' but must be 'adamw' or 'muon'"),
+        ({"precision": "fp8"}, "precision is 'fp8' but must be 'auto', 'fp32', 'bf16' or 'fp16'"),
+    ],
+)
+def test_a_recipe_says_which_values_a_setting_may_have(setting, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        replace(PRETRAIN_RECIPES["small"], **setting)
+
+
+def test_a_time_limit_of_zero_is_refused():
+    with pytest.raises(InputError, match="minutes is 0 but must be positive"):
+        maevit_course.RunOptions(minutes=0)
+    with pytest.raises(InputError, match="checkpoint_minutes is -1 but must not be negative"):
+        maevit_course.RunOptions(checkpoint_minutes=-1)
