@@ -23,7 +23,8 @@ TERMS = {
     "epoch": r"\bepochen\b",
     "colour": r"\bcolors?\b",
     "normalise": r"\bnormali[z]e[sd]?\b(?!\()",
-    "transformer layer": r"\btransformer blocks?\b",
+    # lesson 11 explains once what a transformer layer is usually called
+    "transformer layer": r"(?<!is usually called a \*)\btransformer blocks?\b",
 }
 
 
