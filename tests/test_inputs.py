@@ -29,7 +29,8 @@ from maevit_course.core import InputError, fingerprint
 from maevit_course.data import ImageData, load_data
 from maevit_course.evaluation import show_confusion
 from maevit_course.finetuning import FINETUNE_RECIPES, finetune
-from maevit_course.models import load_model
+from maevit_course.masking import random_masking
+from maevit_course.models import Classifier, ModelConfig, load_model
 from maevit_course.pretraining import PRETRAIN_RECIPES
 from maevit_course.reports import report
 from maevit_course.runs import RunRecord
@@ -617,6 +618,18 @@ def test_bad_weights(pretrained, tmp_path, capsys):
             to_bytes(tensors, about | {"kind": "classifier", "classes": "cat"}),
             "which model",
         ),
+        "of a classifier whose classes are a number": (
+            to_bytes(tensors, about | {"kind": "classifier", "classes": 3}),
+            "its classes are 3, not a list of names",
+        ),
+        "of impossible sizes": (
+            to_bytes(tensors, about | {"model": about["model"] | {"heads": 5}}),
+            "is not a multiple of heads 5",
+        ),
+        "of another patch size": (
+            to_bytes(tensors, about | {"model": about["model"] | {"patch_size": 2}}),
+            "do not fit",
+        ),
         "of a model from the future": (
             to_bytes(tensors, about | {"model": about["model"] | {"magic": 1}}),
             "magic",
@@ -921,6 +934,28 @@ def test_an_encoder_from_scratch_cannot_be_frozen(tmp_path):
         finetune(train, test, recipe, tmp_path / "run")
     with pytest.raises(InputError, match="freeze is 5 but must be a number of layers"):
         replace(recipe, freeze=5).task(train)
+
+
+@pytest.mark.parametrize(("ratio", "hidden"), [(0.0, 0), (1.0, 144), (1.5, 216)])
+def test_a_mask_leaves_some_patches_visible(ratio, hidden):
+    with pytest.raises(InputError, match=f"mask ratio {ratio} hides {hidden} of 144 patches"):
+        random_masking(2, 144, ratio)
+
+
+def test_a_model_of_another_kind_or_size_is_refused():
+    with pytest.raises(InputError, match="holds classifier weights, but mae weights"):
+        load_model("c10-classifier", "mae")
+    with pytest.raises(InputError, match="image_size 7 is not a multiple of patch_size 4"):
+        load_model("c10-classifier", image_size=7)
+
+
+def test_a_classifier_needs_images_and_its_own_classes():
+    sizes = ModelConfig(12, 3, 8, 1, 2, decoder_width=8, decoder_depth=1, decoder_heads=2)
+    classifier = Classifier(sizes.encoder(), ["disc", "ring"], sizes)
+    with pytest.raises(InputError, match="there are no images in"):
+        classifier.predict([])
+    with pytest.raises(InputError, match="was trained on the classes disc, ring, …, but 'shapes'"):
+        classifier.require_classes(load_data("shapes", limit=20)[0])
 
 
 class Named(list):
