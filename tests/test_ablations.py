@@ -428,8 +428,8 @@ def test_tables_and_plots_say_when_an_interval_includes_zero():
     found = effects(records(), "accuracy")
     assert set(found) == {("α", "0"), ("α", "1")}
     rows = effect_table(records(), {"accuracy": "accuracy"}, ["α", "norm"]).splitlines()
-    assert rows[2] == "| α: 0 instead of 0.1 | 3 | **-2.00 ± 0.25** |"
-    assert rows[3] == "| α: 1 instead of 0.1 | 3 | +1.00 ± 4.97, includes 0 |"
+    assert rows[2] == "| α: 0 instead of 0.1 | 3 | **−2.00\u00a0±\u00a00.25** |"
+    assert rows[3] == "| α: 1 instead of 0.1 | 3 | +1.00\u00a0±\u00a04.97, includes\u00a00 |"
     assert rows[4] == "| norm: post-norm instead of pre-norm | 0 | – |"
     axis = forest_plot(records(), {"accuracy": "accuracy"}).axes[0]
     assert [text.get_text() for text in axis.get_yticklabels()] == ["α 0", "α 1"]

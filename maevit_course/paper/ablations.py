@@ -646,7 +646,8 @@ def effect_cell(
     if effect.mean == effect.half == 0:  # the change cannot affect this measure
         return "–"
     text = f"{scale * effect.mean:+.{digits}f} ± {scale * effect.half:.{digits}f}"
-    return f"{text}, includes 0" if effect.includes_zero else f"**{text}**"
+    text = text.replace("-", "−").replace(" ", "\u00a0")  # a line must not break here
+    return f"{text}, includes\u00a00" if effect.includes_zero else f"**{text}**"
 
 # %% ../../nbs/32_ablations.ipynb #4d797bb5
 def effect_table(
