@@ -279,11 +279,15 @@ def test_a_plan_trains_a_rival_keeps_its_record_and_lists_it_in_table_3(tmp_path
         assert f"| {100 * accuracy:.2f} | – |" in row
 
 
-def test_the_paper_plan_ends_with_three_rivals_on_both_data_sets():
-    runs = [run for run in PLANS["paper"].runs() if isinstance(run.recipe, RivalRecipe)]
+def test_the_paper_plan_ends_with_all_rivals_on_both_data_sets():
+    plan = PLANS["paper"]
+    assert set(plan.rivals) == set(RIVALS) and len(plan.rivals) == len(RIVALS)
+    assert plan.rivals[:3] == ("ResNet56", "ViT-Lite-7/4", "CCT-7/3×2")
+    runs = plan.runs()[-2 * len(RIVALS) :]
     assert [(run.data, run.recipe.rival) for run in runs] == [
-        (data, name) for data in ("c10", "c100") for name in PLANS["paper"].rivals
+        (data, name) for name in plan.rivals for data in ("c10", "c100")
     ]
+    assert not any(isinstance(run.recipe, RivalRecipe) for run in plan.runs()[: -len(runs)])
     scratch = next(run for run in PLANS["paper"].runs() if run.name == "scratch-to-c10")
     for run in runs:
         own = {"rival": run.recipe.rival, "model": run.recipe.model}

@@ -62,7 +62,7 @@ class Plan:
     labels: dict[str, int | None]  # labels per class for fine-tuning, by data set; None uses all
     # number of epochs of two more runs on CIFAR-10 with all labels; None if `labels` uses all
     all_label_epochs: int | None = None
-    rivals: tuple[str, ...] = ()  # names of other models of Table 3 to train as well
+    rivals: tuple[str, ...] = ()  # names of models of lesson 33 to train as well
 
     def runs(self) -> list[Experiment]:
         "Return all runs in execution order: each follows the run that it starts from."
@@ -125,8 +125,8 @@ def rival_runs(plan: Plan) -> list[Experiment]:
             RivalRecipe(**base, rival=name),
             labels_per_class=plan.labels[data],
         )
-        for data in plan.labels
         for name in plan.rivals
+        for data in plan.labels
     ]
 
 # %% ../../nbs/68_experiments.ipynb #cf3e0e64
@@ -244,7 +244,10 @@ PLANS: dict[str, Plan | Track] = {
         longer_epochs=((200, 60), (400, 100), (1600, None)),
         trial_epochs=(30, 50),
         labels={"c10": None, "c100": None},
-        rivals=("ResNet56", "ViT-Lite-7/4", "CCT-7/3×2"),
+        rivals=(
+            *("ResNet56", "ViT-Lite-7/4", "CCT-7/3×2", "CVT-7/4", "ResNet110", "ViT-12/16"),
+            *("ViT-Lite-7/16", "ViT-Lite-7/8", "CVT-7/8", "CCT-2/3×2", "CCT-7/3×1", "ResNet1k-v2"),
+        ),
     ),
     "small": Plan(
         PRETRAIN_RECIPES["small-0.1"],
