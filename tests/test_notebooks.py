@@ -6,7 +6,15 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from notebooks import directives, find_notebooks, folding, is_skipped, run_notebook
+from notebooks import (
+    HINT,
+    directives,
+    find_notebooks,
+    folding,
+    is_skipped,
+    run_notebook,
+    without_hint,
+)
 
 SECONDS = 1500  # for a busy machine; alone, each takes less than a minute
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -24,7 +32,7 @@ def shown(output):
 
 def printed(cell):
     "All outputs of a cell as text, without warnings."
-    parts = [shown(o) for o in cell.outputs if o.get("name") != "stderr"]
+    parts = [shown(o) for o in without_hint(cell.outputs) if o.get("name") != "stderr"]
     return " ".join("".join(parts).split())
 
 
@@ -75,6 +83,35 @@ def test_comparison_of_outputs_sees_words_and_numbers():
 def test_cells_are_folded_as_they_say(path):
     cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
     wrong = [c.source for c in cells if dict(c.metadata) != folding(c)]
+    wrong += [
+        c.source
+        for c in cells
+        if (HINT in c.outputs) != ("answer" in directives(c) and bool(without_hint(c.outputs)))
+    ]
     assert not wrong, f"{path.name}: run `make badges`; these cells differ:\n\n" + "\n\n".join(
         wrong
     )
+
+
+def answers(nb):
+    "Pairs of a folded answer's index and the outputs between it and the guess it belongs to."
+    for place, cell in enumerate(nb.cells):
+        if not cell.source.startswith("<details><summary>Answer</summary>"):
+            continue
+        start = place - 1
+        while nb.cells[start].cell_type == "code":
+            start -= 1
+        outputs = [c for c in nb.cells[start + 1 : place] if without_hint(c.outputs)]
+        if "uess" in nb.cells[start].source and outputs:
+            yield place, outputs
+
+
+#: Cells that show the picture about which the learner is asked.
+QUESTIONS = {"0107f923", "ed17dc43", "3c1a4748", "1c8e75cb"}
+
+
+@pytest.mark.parametrize("path", find_notebooks(), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_a_stored_output_does_not_give_an_answer_away(path):
+    for place, cells in answers(nbformat.read(path, as_version=4)):
+        last = cells[-1]
+        assert "answer" in directives(last) or last.id in QUESTIONS, f"before cell {place}"

@@ -7,7 +7,7 @@ import sys
 import nbformat
 import pytest
 
-from notebooks import FIG_ALT, ROOT, find_notebooks, is_skipped
+from notebooks import FIG_ALT, ROOT, find_notebooks, is_folded, is_skipped
 
 PAGES = [
     ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tools/gpu/README.md")
@@ -133,17 +133,27 @@ def test_every_notebook_can_be_reached_from_the_index():
     assert not set(find_notebooks()) - seen
 
 
-def test_the_index_states_the_time_that_each_lesson_states():
+def reading_minutes(nb):
+    "The time to read a lesson: a minute for 200 words or 12 lines of visible code."
+    words = sum(len(c.source.split()) for c in nb.cells if c.cell_type == "markdown")
+    shown = [c.source for c in nb.cells if c.cell_type == "code" and not is_folded(c)]
+    code = [line for line in "\n".join(shown).splitlines() if line and not line.startswith("#|")]
+    return words / 200 + len(code) / 12
+
+
+def test_the_index_states_the_time_that_each_lesson_states_and_marks_the_essential_path():
     index = "\n".join(c.source for c in nbformat.read(ROOT / "nbs/index.ipynb", as_version=4).cells)
-    stated = dict(
-        re.findall(r"^\| \[[^]]*\]\((\w+)\.ipynb\) \|[^|]*\| (\d+) \|", index, flags=re.MULTILINE)
-    )
+    row = r"^\| \[[^]]*\]\((\w+)\.ipynb\)( ★)? \|[^|]*\| (\d+) \|"
+    rows = re.findall(row, index, flags=re.MULTILINE)
+    stated = {name: int(minutes) for name, _, minutes in rows}
     lessons = {
-        p.stem: re.search(
-            r"\*\*Time:\*\* (\d+) minutes",
-            "\n".join(c.source for c in nbformat.read(p, as_version=4).cells),
-        )
-        for p in (ROOT / "nbs").glob("[1-9]*.ipynb")
+        p.stem: nbformat.read(p, as_version=4) for p in sorted((ROOT / "nbs").glob("[1-9]*.ipynb"))
     }
-    assert stated == {name: minutes[1] for name, minutes in lessons.items() if minutes}
-    assert set(stated) == set(lessons), "each lesson says how long it takes"
+    assert set(stated) == set(lessons), "the index lists each lesson"
+    for name, nb in lessons.items():
+        text = "\n".join(c.source for c in nb.cells)
+        assert f"**Time:** {stated[name]} minutes" in text, name
+        assert stated[name] >= reading_minutes(nb) - 3, f"{name} takes longer than it says"
+    path = re.search(r"## The essential path\n(.*?)\n\n[^|]", index, flags=re.DOTALL)[1]
+    essential = set(re.findall(r"\((\w+)\.ipynb\)", path)) & set(lessons)
+    assert essential == {name for name, star, _ in rows if star}

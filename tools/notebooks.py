@@ -121,6 +121,7 @@ def stamp(nb, path):
     ]
 
 
+HINT = nbformat.v4.new_output("display_data", data={"text/plain": "Guess before you look."})
 FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form", "tags": ["hide-input"]}
 
 
@@ -133,7 +134,8 @@ def folding(cell):
     """The metadata of a code cell: source and output may be shown only on request.
 
     `#| fold` hides the source and `#| answer` the stored output, which answers a prompt to guess.
-    JupyterLab shows the output as soon as the cell is run.
+    JupyterLab shows the output as soon as the cell is run, and before that its first line, which
+    is why the stored output begins with `HINT`.
     """
     metadata = copy.deepcopy(FOLDED) if is_folded(cell) else {}
     if "answer" in directives(cell):
@@ -142,12 +144,20 @@ def folding(cell):
     return metadata
 
 
+def without_hint(outputs):
+    "Outputs of a cell without the line that asks to guess first."
+    return [output for output in outputs if output != HINT]
+
+
 def fold(nb):
     "Hide sources and outputs for JupyterLab, Colab and the website as `folding` says."
     for cell in nb.cells:
         if cell.cell_type == "code":
             cell.metadata = {k: v for k, v in cell.metadata.items() if k not in FOLDED}
             cell.metadata |= folding(cell)
+            outputs = without_hint(cell.outputs)
+            hint = [copy.deepcopy(HINT)] if outputs and "answer" in directives(cell) else []
+            cell.outputs = hint + outputs
 
 
 def badges():

@@ -17,6 +17,7 @@ from notebooks import (
     SETTINGS,
     directives,
     find_notebooks,
+    without_hint,
 )
 
 BLOB = "{user}/{repo}/blob/{branch}".format(**SETTINGS)
@@ -89,6 +90,7 @@ def prepare_code(cell: NotebookNode) -> None:
     if alt := FIG_ALT.search(cell.source):
         cell.metadata["mystnb"] = {"image": {"alt": alt[1]}}
     cell.source = DIRECTIVE.sub("", cell.source).strip()
+    cell.outputs = without_hint(cell.outputs)
 
 
 def prepare(nb: NotebookNode, path: str, page: str) -> None:
