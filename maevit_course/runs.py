@@ -57,7 +57,7 @@ def git_commit() -> str | None:  # 40 hexadecimal digits, then "-dirty" if the s
 
 
 def processor() -> str:
-    "Return the name of this computer's processor and those of its features that make bf16 fast."
+    "Return the name and model of the processor and those of its features that make bf16 fast."
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         about = {
@@ -66,7 +66,8 @@ def processor() -> str:
         if "model name" in about:
             flags = about.get("flags", "").split()
             fast = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
-            return ", ".join([about["model name"], *fast])
+            kind = f"family {about.get('cpu family')}, model {about.get('model')}"
+            return ", ".join([f"{about['model name']} ({kind})", *fast])
     return platform.processor() or platform.machine()
 
 # %% ../nbs/65_runs.ipynb #7d22cef8
