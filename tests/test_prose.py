@@ -153,7 +153,8 @@ def test_the_index_states_the_time_that_each_lesson_states_and_marks_the_essenti
     for name, nb in lessons.items():
         text = "\n".join(c.source for c in nb.cells)
         assert f"**Time:** {stated[name]} minutes" in text, name
-        assert stated[name] >= reading_minutes(nb) - 3, f"{name} takes longer than it says"
+        extra = stated[name] - reading_minutes(nb)  # for guesses and runs
+        assert -3 <= extra <= 12, f"{name} states the wrong time"
     path = re.search(r"## The essential path\n(.*?)\n\n[^|]", index, flags=re.DOTALL)[1]
     essential = set(re.findall(r"\((\w+)\.ipynb\)", path)) & set(lessons)
     assert essential == {name for name, star, _ in rows if star}

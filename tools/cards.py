@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from maevit_course.cards import write_card
+from maevit_course.runs import RunRecord
 from maevit_course.weights import MODEL, weights_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,6 +16,17 @@ ORIGIN = {
     "shapes": "shapes/pretrain-0",
     "shapes-classifier": "shapes/finetune-0",
 }
+
+
+def with_final_accuracy(text, record):
+    "Return the card of a classifier with the accuracy of its saved weights, not of the last epoch."
+    if record.phase == "pretrain":
+        return text
+    final = record.measured()
+    text = text.replace(f'"value": {record.test_accuracy}', f'"value": {final}')
+    place = "`accuracy` were measured on augmented training images."
+    note = f"The saved weights have a test accuracy of {final:.4f}, measured in float32."
+    return text.replace(place, f"{place} {note}")
 
 
 def bundled_card(name):
@@ -31,6 +43,7 @@ def bundled_card(name):
     )
     text = f"{before}{license}\n\n{recipe}"
     text = text.replace("# this folder", "# bundled with the library")
+    text = with_final_accuracy(text, RunRecord.load(ROOT / "results" / ORIGIN[name]))
     record = f"The record of this run is `results/{ORIGIN[name]}` in the repository.\n\n"
     text = text.replace("## Recipe\n\n", f"## Recipe\n\n{record}")
     return text.replace("---\n", '---\nlicense: "apache-2.0"\n', 1)
